@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`.  Figures are ratios to llama.cpp in one run on one machine."""

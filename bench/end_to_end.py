@@ -1,0 +1,200 @@
+"""Checkpoint to Q4_K_M: wall time and peak memory, against llama.cpp's own two steps.
+
+    python -m bench.end_to_end [--layers N] [--rounds N] [--json FILE]
+
+The checkpoint is made here: Llama layout, BF16, normal weights, 1.07 billion of them unless told otherwise.  The peer is
+llama-quantize from an F16 GGUF, and, where torch is installed, convert_hf_to_gguf.py in front of it.  Peak memory is the
+largest resident set that the kernel saw, pages of mapped files included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.runtime.llama import require_llama
+
+ROOT = Path(__file__).parent.parent
+HIDDEN, FEED_FORWARD, VOCABULARY, HEADS, HEADS_KV = 2048, 5632, 32000, 32, 4
+
+
+def make_checkpoint(folder: Path, n_layers: int, seed: int = 1) -> int:
+    """Write a Llama checkpoint of normal BF16 weights with the demo's tokenizer, and return its number of weights."""
+    folder.mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        shutil.copy(ROOT / "models" / "demo" / name, folder)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "dtype": "bfloat16",
+        "hidden_size": HIDDEN, "intermediate_size": FEED_FORWARD, "num_hidden_layers": n_layers,
+        "num_attention_heads": HEADS, "num_key_value_heads": HEADS_KV, "vocab_size": VOCABULARY,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = _shapes(n_layers)
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    random = np.random.default_rng(seed)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for shape in shapes.values():
+            for _ in range(shape[0] if len(shape) > 1 else 1):
+                row = random.standard_normal(shape[-1], np.float32) * np.float32(0.02)
+                file.write((row.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+    return offset // 2
+
+
+def _shapes(n_layers: int) -> dict[str, list[int]]:
+    width_kv = HIDDEN // HEADS * HEADS_KV
+    shapes = {
+        "model.embed_tokens.weight": [VOCABULARY, HIDDEN],
+        "lm_head.weight": [VOCABULARY, HIDDEN],
+        "model.norm.weight": [HIDDEN],
+    }
+    for layer in range(n_layers):
+        at = f"model.layers.{layer}"
+        shapes |= {
+            f"{at}.input_layernorm.weight": [HIDDEN],
+            f"{at}.post_attention_layernorm.weight": [HIDDEN],
+            f"{at}.self_attn.q_proj.weight": [HIDDEN, HIDDEN],
+            f"{at}.self_attn.k_proj.weight": [width_kv, HIDDEN],
+            f"{at}.self_attn.v_proj.weight": [width_kv, HIDDEN],
+            f"{at}.self_attn.o_proj.weight": [HIDDEN, HIDDEN],
+            f"{at}.mlp.gate_proj.weight": [FEED_FORWARD, HIDDEN],
+            f"{at}.mlp.up_proj.weight": [FEED_FORWARD, HIDDEN],
+            f"{at}.mlp.down_proj.weight": [HIDDEN, FEED_FORWARD],
+        }
+    return shapes
+
+
+def measure(command: list[Any], **environment: str) -> dict[str, float]:
+    """Run a command and return wall seconds, processor seconds, and peak memory in MB."""
+    started = time.monotonic()
+    child = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **environment}
+    )
+    assert child.stderr is not None
+    errors = child.stderr.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    wall = time.monotonic() - started
+    if status:
+        raise SystemExit(f"{command} failed:\n{errors.decode(errors='replace')[-3000:]}")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss * unit / 1e6}
+
+
+def run(n_layers: int, rounds: int) -> dict[str, Any]:
+    """Measure ours and theirs in turn, *rounds* times, and return medians and ratios."""
+    llama = require_llama()
+    with tempfile.TemporaryDirectory(prefix="gguf-pipeline-bench-", dir=os.environ.get("BENCH_DIR")) as scratch:
+        folder = Path(scratch)
+        checkpoint = folder / "checkpoint"
+        n_weights = make_checkpoint(checkpoint, n_layers)
+        ours = [
+            sys.executable,
+            "-m",
+            "pipeline.cli",
+            "publish",
+            checkpoint,
+            "--quant",
+            "Q4_K_M",
+            "--proof",
+            "none",
+            "--json",
+        ]
+        f16 = folder / "f16.gguf"
+        convert = [sys.executable, "-m", "pipeline.cli", "convert", checkpoint, "-o", f16, "--dtype", "f16"]
+        first = measure(convert)
+        theirs = [llama.program("llama-quantize"), f16, folder / "theirs.gguf", "Q4_K_M", str(os.cpu_count())]
+        peer = _converter(llama, checkpoint, folder / "peer-f16.gguf")
+        samples: dict[str, list[dict[str, float]]] = {"ours": [], "llama-quantize": [], "convert_hf_to_gguf": []}
+        for _ in range(rounds):
+            store = folder / "store"
+            samples["ours"].append(measure(ours, GGUF_PIPELINE_STORE=str(store), XDG_DATA_HOME=str(folder)))
+            shutil.rmtree(store)
+            samples["llama-quantize"].append(measure(theirs))
+            if peer:
+                samples["convert_hf_to_gguf"].append(measure(peer))
+    return _summary(n_weights, samples, first)
+
+
+def _converter(llama: Any, checkpoint: Path, output: Path) -> list[Any] | None:
+    if importlib.util.find_spec("torch") is None or llama.source_dir is None:
+        return None
+    return [
+        sys.executable,
+        llama.source_dir / "convert_hf_to_gguf.py",
+        checkpoint,
+        "--outfile",
+        output,
+        "--outtype",
+        "f16",
+    ]
+
+
+def _summary(n_weights: int, samples: dict[str, list[dict[str, float]]], first: dict[str, float]) -> dict[str, Any]:
+    medians = {
+        who: {key: statistics.median(s[key] for s in runs) for key in runs[0]} for who, runs in samples.items() if runs
+    }
+    ours, quantizer = medians["ours"], medians["llama-quantize"]
+    result: dict[str, Any] = {
+        "weights": n_weights,
+        "rounds": len(samples["ours"]),
+        "cores": os.cpu_count(),
+        **medians,
+        "convert to F16": first,
+        "wall / llama-quantize": ours["wall"] / quantizer["wall"],
+        "memory / llama-quantize": ours["peak_mb"] / quantizer["peak_mb"],
+    }
+    if "convert_hf_to_gguf" in medians:
+        both = medians["convert_hf_to_gguf"]["wall"] + quantizer["wall"]
+        result["wall / both steps"] = ours["wall"] / both
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the figures as a table."""
+    print(
+        f"checkpoint -> Q4_K_M, {result['weights'] / 1e9:.2f} B weights in BF16, {result['cores']} cores, median of {result['rounds']}"
+    )
+    for who, figures in result.items():
+        if isinstance(figures, dict):
+            print(
+                f"  {who:<22} {figures['wall']:8.1f} s wall {figures['cpu']:8.1f} s cpu {figures['peak_mb']:8.0f} MB peak"
+            )
+    for name, ratio in result.items():
+        if "/" in name:
+            print(f"  {name:<28} {ratio:.3f}")
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=22, help="22 give 1.10 billion weights")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    result = run(arguments.layers, arguments.rounds)
+    show(result)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

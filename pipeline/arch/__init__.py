@@ -1,0 +1,104 @@
+"""Architectures as literals, one file each; `match` finds the one a config.json names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pipeline import discover
+from pipeline.arch._base import Arch, Key, Literal, Row
+from pipeline.arch._config import ModelConfig
+from pipeline.arch._map import HEAD, Mapped, MappedTensors, map_tensors
+from pipeline.errors import FormatError, PipelineError, UnsupportedError
+
+__all__ = [
+    "HEAD",
+    "Arch",
+    "Key",
+    "Literal",
+    "Mapped",
+    "MappedTensors",
+    "ModelConfig",
+    "Row",
+    "archs",
+    "by_class",
+    "map_tensors",
+    "match",
+]
+
+
+@cache
+def archs() -> dict[str, Arch]:
+    """Return all architectures by name."""
+    return discover.load("pipeline.arch", "ARCH")
+
+
+@cache
+def by_class() -> dict[str, Arch]:
+    """Return all architectures by the class names of config.json; two files may not claim one class."""
+    table: dict[str, Arch] = {}
+    for arch in archs().values():
+        for name in arch.classes:
+            if name in table:
+                raise PipelineError(f"architectures {table[name].name!r} and {arch.name!r} both claim {name!r}")
+            table[name] = arch
+    return table
+
+
+def match(config: Mapping[str, Any]) -> Arch:
+    """Find the architecture that config.json's "architectures" names, and check what the engine would ignore.
+
+    Raises:
+        UnsupportedError: if it is unknown, or a setting changes the computation in a way that llama.cpp does not do.
+        FormatError: if "architectures" is missing or of another form.
+    """
+    classes = config.get("architectures")
+    if not isinstance(classes, list) or len(classes) != 1 or not isinstance(classes[0], str):
+        raise FormatError(
+            "the architecture is not named",
+            where='config.json, key "architectures"',
+            expected='a list of one class name, such as ["LlamaForCausalLM"]',
+            found=repr(classes)[:80],
+        )
+    arch = by_class().get(classes[0])
+    if arch is None:
+        close = difflib.get_close_matches(classes[0], by_class(), n=1)
+        raise UnsupportedError(
+            f"architecture {classes[0]!r} is not supported",
+            where='config.json, key "architectures"',
+            expected=f"one of {', '.join(sorted(by_class()))}",
+            hint=f"the closest is {close[0]}" if close else "see `gguf-pipeline models --architectures`",
+        )
+    _check(arch, config)
+    return arch
+
+
+def _check(arch: Arch, config: Mapping[str, Any]) -> None:
+    for key, values in arch.expect.items():
+        found = config.get(key)
+        if found is not None and found not in values:
+            raise UnsupportedError(
+                f"llama.cpp computes {arch.gguf!r} in another way",
+                where=f"config.json, key {key!r}",
+                expected=" or ".join(map(repr, values)),
+                found=repr(found)[:80],
+            )
+    kind = ModelConfig(config).rope["rope_type"]
+    if kind not in arch.ropes:
+        raise UnsupportedError(
+            f"rope scaling {kind!r} is not supported for {arch.name!r}",
+            where="config.json, rope scaling",
+            expected=" or ".join(arch.ropes),
+            found=repr(kind)[:80],
+            hint="converting without it would give a model that fails on long texts",
+        )
+    if config.get("quantization_config"):
+        raise UnsupportedError(
+            "the weights are packed by another quantizer",
+            where='config.json, key "quantization_config"',
+            expected="BF16, F16 or F32 weights",
+            found=str(config["quantization_config"])[:80],
+            hint="take the original checkpoint that this one was made from",
+        )

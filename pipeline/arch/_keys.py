@@ -1,0 +1,69 @@
+"""Metadata keys that many architectures share, in the order in which llama.cpp's converter writes them."""
+
+from __future__ import annotations
+
+from pipeline.arch._base import Getter, Key
+from pipeline.arch._config import ModelConfig
+from pipeline.types import f32, string, u32
+
+
+def whole(*names: str) -> Getter:
+    """Find a required whole number under one of *names*."""
+    return lambda config: config.need(int, *names)
+
+
+def number(*names: str) -> Getter:
+    """Find a required number under one of *names*."""
+    return lambda config: config.need(float, *names)
+
+
+def maybe_whole(*names: str) -> Getter:
+    """Find a whole number, or nothing."""
+    return lambda config: config.get(int, *names)
+
+
+def _scaling(kinds: tuple[str, ...], key: str) -> Getter:
+    """Find a parameter of the rotary scaling where its kind is one of *kinds*."""
+
+    def get(config: ModelConfig) -> object:
+        rope = config.rope
+        return ModelConfig(rope).get(float, key) if rope["rope_type"] in kinds else None
+
+    return get
+
+
+def _scaling_kind(config: ModelConfig) -> str | None:
+    kind = config.rope["rope_type"]
+    return kind if kind in {"linear", "yarn"} else None
+
+
+def _original_context(config: ModelConfig) -> int | None:
+    rope = config.rope
+    if rope["rope_type"] != "yarn":
+        return None
+    return int(ModelConfig(rope).need(int, "original_max_position_embeddings"))
+
+
+ROPE = (
+    Key("rope.scaling.type", _scaling_kind, string),
+    Key("rope.scaling.factor", _scaling(("linear", "yarn"), "factor"), f32),
+    Key("rope.scaling.original_context_length", _original_context, u32),
+    Key("rope.scaling.yarn_ext_factor", _scaling(("yarn",), "extrapolation_factor"), f32),
+    Key("rope.scaling.yarn_attn_factor", _scaling(("yarn",), "attention_factor"), f32),
+    Key("rope.scaling.yarn_beta_fast", _scaling(("yarn",), "beta_fast"), f32),
+    Key("rope.scaling.yarn_beta_slow", _scaling(("yarn",), "beta_slow"), f32),
+    Key("rope.freq_base", lambda config: config.rope["rope_theta"], f32),
+)
+
+DECODER = (
+    Key("block_count", lambda config: config.n_layers, u32),
+    Key("context_length", whole("max_position_embeddings"), u32),
+    Key("embedding_length", whole("hidden_size"), u32),
+    Key("feed_forward_length", whole("intermediate_size"), u32),
+    Key("attention.head_count", lambda config: config.n_heads, u32),
+    Key("attention.head_count_kv", lambda config: config.n_heads_kv, u32),
+    *ROPE,
+    Key("attention.layer_norm_rms_epsilon", number("rms_norm_eps"), f32),
+    Key("attention.key_length", maybe_whole("head_dim"), u32),
+    Key("attention.value_length", maybe_whole("head_dim"), u32),
+)

@@ -1,0 +1,88 @@
+"""`run`: a conversation with a published model or a GGUF, through llama.cpp."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import FormatError
+from pipeline.runtime import ChatSession, open_runtime
+from pipeline.store import Store, local_name, local_store_root
+from pipeline.store.manifest import MODEL, PARAMS, SYSTEM
+
+# Ollama's names of the settings that llama.cpp's server takes too; where it has another name, that one.
+_OPTIONS = {
+    "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "seed": "seed", "stop": "stop",
+    "num_predict": "max_tokens", "repeat_penalty": "repeat_penalty", "repeat_last_n": "repeat_last_n",
+    "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty",
+}  # fmt: skip
+_DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to run: the GGUF, and what its publication says of the system prompt and the parameters."""
+
+    gguf: Path
+    system: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+class Conversation:
+    """Turns of one chat; each answer is remembered."""
+
+    def __init__(self, session: ChatSession, system: str | None, options: dict[str, Any]) -> None:
+        self.kind = session.kind
+        self._session = session
+        self._options = options
+        self._messages = [{"role": "system", "content": system}] if system else []
+
+    def ask(self, text: str, stream_to: Callable[[str], object] | None = None) -> str:
+        """Send *text* as the user and return the answer."""
+        self._messages.append({"role": "user", "content": text})
+        answer = self._session.chat(self._messages, stream_to=stream_to, options=self._options)
+        self._messages.append({"role": "assistant", "content": answer})
+        return answer
+
+
+def find_target(ref: str) -> Target:
+    """Find a GGUF by its path, or a published model by its name.
+
+    Raises:
+        UsageError: if neither is there.
+        FormatError: if the publication is broken.
+    """
+    path = Path(ref)
+    if ref.endswith(".gguf") and path.is_file():
+        return Target(path)
+    store = Store(local_store_root())
+    name = local_name(ref)
+    layers = {layer.media_type: store.blob_path(layer.blob.digest) for layer in store.read_manifest(name).layers}
+    if MODEL not in layers:
+        raise FormatError("the manifest names no model", where=name, hint="publish it again")
+    system = layers[SYSTEM].read_text(encoding="utf-8") if SYSTEM in layers else None
+    parameters = json.loads(layers[PARAMS].read_bytes()) if PARAMS in layers else {}
+    return Target(layers[MODEL], system, parameters)
+
+
+@contextlib.contextmanager
+def open_chat(ref: str, ctx: int | None = None, system: str | None = None) -> Iterator[Conversation]:
+    """Load what *ref* names and hand out a conversation with it.
+
+    Args:
+        ref: a published model's name, or the path of a GGUF.
+        ctx: context in tokens; without it the publication's num_ctx, at most what the model was trained for.
+        system: replaces the publication's system prompt.
+
+    Raises:
+        ToolError: if no llama.cpp is at hand, or it cannot load the file.
+    """
+    target = find_target(ref)
+    options = {_OPTIONS[name]: value for name, value in target.parameters.items() if name in _OPTIONS}
+    n_ctx = ctx or target.parameters.get("num_ctx") or _DEFAULT_CONTEXT
+    with open_runtime(target.gguf, n_ctx=n_ctx) as session:
+        yield Conversation(session, system or target.system, options)

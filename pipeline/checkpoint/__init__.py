@@ -1,0 +1,7 @@
+"""A checkpoint folder: what config.json says, where each tensor lies, and its values on demand."""
+
+from pipeline.checkpoint._open import Checkpoint, open_checkpoint
+from pipeline.checkpoint.reader import TensorReader, decode_rows
+from pipeline.checkpoint.safetensors import Header, read_header
+
+__all__ = ["Checkpoint", "Header", "TensorReader", "decode_rows", "open_checkpoint", "read_header"]

@@ -1,0 +1,103 @@
+"""Open a checkpoint folder: config.json, generation_config.json, licences, and the tensors' headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pipeline.checkpoint._index import collect
+from pipeline.checkpoint._json import json_type, read_json
+from pipeline.errors import FormatError, InputError
+from pipeline.types import SourceTensor
+
+_MAX_CONFIG = 10_000_000
+_MAX_LICENSE = 1_000_000
+_LICENSE_NAMES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face checkpoint, as its headers tell it; no weight has been read.
+
+    *tensors* are in the order of their names; *generation_config* is empty where the file is missing.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    tensors: Mapping[str, SourceTensor]
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of elements over all tensors."""
+        return sum(math.prod(t.shape) for t in self.tensors.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all tensors' data in bytes."""
+        return sum(t.n_bytes for t in self.tensors.values())
+
+    def text_config(self) -> Mapping[str, Any]:
+        """Return the language model's part of the config: `text_config` where it is nested, else all of it."""
+        nested = self.config.get("text_config")
+        return nested if isinstance(nested, dict) else self.config
+
+    def licenses(self) -> tuple[str, ...]:
+        """Return the texts of the licence files (LICENSE*, COPYING*, NOTICE* ...), in the order of their names.
+
+        Raises:
+            FormatError: if one is larger than 1 MB.
+        """
+        paths = sorted(p for p in self.folder.iterdir() if p.name.upper().startswith(_LICENSE_NAMES) and p.is_file())
+        return tuple(_license_text(p) for p in paths)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open the checkpoint in *folder*: its JSON files and the headers of its safetensors files.
+
+    Raises:
+        InputError: if *folder* is no folder.
+        FormatError: if a file is missing, broken, or contradicts another.
+        UnsupportedError: if the weights are not safetensors.
+    """
+    if not folder.is_dir():
+        raise InputError("is not a folder", where=folder, expected="a checkpoint: config.json and *.safetensors")
+    config = _config(folder / "config.json")
+    generation = folder / "generation_config.json"
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        generation_config=read_json(generation, _MAX_CONFIG) if generation.exists() else {},
+        tensors=MappingProxyType(collect(folder)),
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FormatError(
+            "has no config.json", where=path.parent, hint="name the folder that holds config.json and *.safetensors"
+        )
+    config = read_json(path, _MAX_CONFIG)
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
+        raise FormatError(
+            "does not say which architecture this is",
+            where=path,
+            expected='"architectures": ["...ForCausalLM"]',
+            found=json_type(names) if "architectures" in config else "no such key",
+            hint="take config.json from the repository of the model",
+        )
+    return config
+
+
+def _license_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(_MAX_LICENSE + 1)
+    if len(data) > _MAX_LICENSE:
+        raise FormatError("is too big for a licence", where=path, expected=f"at most {_MAX_LICENSE:,} bytes")
+    # Licences are prose; one stray Latin-1 byte must not stop a model.
+    return data.decode("utf-8", errors="replace")

@@ -1,0 +1,61 @@
+"""What several commands share: options, sizes for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.progress import Reporter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(0), default=0, metavar="N", help="Worker threads; 0 means one for each core."
+)
+quant_option = click.option(
+    "--quant", default="Q4_K_M", show_default=True, metavar="Q[,Q]", help="Quantizations; the first is also 'latest'."
+)
+
+
+def reporter(*, quiet: bool = False) -> Reporter:
+    """Make the reporter of progress; with --json it keeps quiet."""
+    from pipeline.progress import Reporter
+
+    return Reporter(quiet=quiet)
+
+
+def print_json(value: object) -> None:
+    """Print *value* as JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def recipes(text: str) -> tuple[str, ...]:
+    """Split "Q4_K_M,Q8_0" and check each name; a repeated one counts once.
+
+    Raises:
+        UsageError: if a name is unknown.
+    """
+    from pipeline import quant
+    from pipeline.errors import UsageError
+
+    names = tuple(dict.fromkeys(part.strip().upper() for part in text.split(",") if part.strip()))
+    unknown = [name for name in names if name not in quant.recipes()]
+    if unknown or not names:
+        raise UsageError(
+            f"unknown quantization {', '.join(unknown) or repr(text)}", expected=", ".join(sorted(quant.recipes()))
+        )
+    return names
+
+
+def size(n_bytes: float) -> str:
+    """Write a size for people, in decimal units as file managers and registries do: 1.65 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n_bytes < 1000 or unit == "TB":
+            break
+        n_bytes /= 1000
+    return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.2f} {unit}"

@@ -1,0 +1,85 @@
+"""Results as text for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands._common import size
+
+if TYPE_CHECKING:
+    from pipeline.report import Report
+
+_MARKS = {"proven": "ok", "not checked": "--", "different": "!!"}
+
+
+def report(made: Report) -> None:
+    """Print what was published, what was proven, and the commands to paste."""
+    for item in made.files:
+        click.echo(f"{item.name}  {size(item.size)}  {item.digest}")
+    click.echo("")
+    for check in made.checks:
+        click.echo(
+            f"[{_MARKS[check.state]}] {check.name}: {check.state}" + (f" ({check.detail})" if check.detail else "")
+        )
+        if check.command:
+            click.echo(f"     to check it: {check.command}")
+    click.echo(f"\nreport: {made.path}")
+    click.echo("\nNow paste:\n")
+    for command in made.commands:
+        click.echo(f"    {command}")
+
+
+def preview(planned: list[dict[str, Any]]) -> None:
+    """Print what a publication would write."""
+    for one in planned:
+        click.echo(f"{one['name']}  {one['recipe']}  {size(one['file_bytes'])}  would be published to {one['target']}")
+
+
+def plan(described: dict[str, Any]) -> None:
+    """Print one plan as a table."""
+    tensors = described["tensors"]
+    width = max(len(t["name"]) for t in tensors)
+    for t in tensors:
+        shape = " x ".join(map(str, t["shape"]))
+        click.echo(f"{t['name']:<{width}}  {t['type']:<6} {shape:>16} {size(t['n_bytes']):>11}")
+    totals = ", ".join(f"{n} {kind}" for kind, n in described["types"].items())
+    click.echo(f"\n{described['recipe']}: {len(tensors)} tensors ({totals}), {described['parameters']:,} weights")
+    click.echo(
+        f"file:    {described['file_bytes']:,} bytes ({size(described['file_bytes'])}), {described['bits_per_weight']:.2f} bits per weight"
+    )
+    click.echo(f"disk:    {size(described['file_bytes'])} needed, {size(described['disk_free'])} free")
+    click.echo(f"memory:  about {size(described['memory_bytes'])} to write it")
+    if described["kv_cache_bytes"] is not None:
+        run = described["file_bytes"] + described["kv_cache_bytes"]
+        click.echo(
+            f"to run:  about {size(run)}, of which {size(described['kv_cache_bytes'])} is the KV cache "
+            f"at {described['kv_cache_context']} tokens (f16)"
+        )
+    for note in described["notes"]:
+        click.echo(f"note:    {note}")
+
+
+def gguf(described: dict[str, Any], *, tensors: bool) -> None:
+    """Print what a GGUF holds."""
+    for key, value in described["metadata"].items():
+        text = value if not isinstance(value, dict) else f"{value['length']} x {value['array']}: {value['first']} ..."
+        line = str(text).replace("\n", "\\n")
+        click.echo(f"{key} = {line if len(line) <= 100 else line[:97] + '...'}")
+    click.echo("")
+    for kind, total in described["types"].items():
+        click.echo(
+            f"{kind:<8} {total['tensors']:>5} tensors {total['parameters']:>15,} weights {size(total['bytes']):>11}"
+        )
+    bits = described["bits_per_weight"]
+    click.echo(
+        f"\nGGUF version {described['version']}, {described['file_bytes']:,} bytes"
+        + (f", {bits:.2f} bits per weight" if bits else "")
+    )
+    if tensors:
+        click.echo("")
+        for t in described["tensors"]:
+            click.echo(
+                f"{t['name']:<40} {t['type']:<6} {' x '.join(map(str, t['shape'])):>18} at {t['offset']:,}, {t['n_bytes']:,} bytes"
+            )

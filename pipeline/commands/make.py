@@ -1,0 +1,218 @@
+"""Commands that make something: publish, plan, convert, quantize, modelfile, pull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands._common import json_option, print_json, quant_option, recipes, reporter, size, threads_option
+
+if TYPE_CHECKING:
+    from pipeline.modelfile import Overrides
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, exists=True, path_type=Path)
+
+
+def _modelfile_options(command):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - click's decorators are untyped
+    for option in (
+        click.option("--templates", type=_FOLDER, help="A folder of your own templates; they win over ours."),
+        click.option(
+            "--with-template", is_flag=True, help="Add a Go TEMPLATE; by default Ollama uses the model's own Jinja."
+        ),
+        click.option(
+            "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="A PARAMETER of the Modelfile."
+        ),
+        click.option("--num-ctx", type=click.IntRange(1), help="Context length that Ollama shall use, in tokens."),
+        click.option("--system", help="The system prompt."),
+    ):
+        command = option(command)
+    return command
+
+
+def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, ...]) -> Overrides:
+    from pipeline.modelfile import Overrides, parse_parameter
+
+    return Overrides(tuple(parse_parameter(text) for text in parameters), num_ctx, system)
+
+
+@click.command()
+@click.argument("model")
+@quant_option
+@click.option(
+    "--to",
+    "target",
+    default="local",
+    show_default=True,
+    metavar="TARGET",
+    help="local (our registry's folder) or ollama (Ollama's store).",
+)
+@click.option(
+    "--name", metavar="[NS/]MODEL", help="Publish under this name; default: the alias or the repository's name."
+)
+@click.option(
+    "--proof",
+    type=click.Choice(["none", "quick"]),
+    default="quick",
+    show_default=True,
+    help="What to check afterwards.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
+@_modelfile_options
+@threads_option
+@json_option
+def publish(
+    model: str, quant: str, target: str, name: str | None, proof: str, dry_run: bool, system: str | None,
+    num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None, threads: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Package MODEL and publish it for `ollama pull`."""
+    from pipeline import flow
+    from pipeline.commands import _show
+
+    job = flow.Job(
+        model, recipes(quant), target, name, proof, threads, with_template, templates,
+        _overrides(system, num_ctx, parameters),
+    )  # fmt: skip
+    log = reporter(quiet=as_json)
+    if dry_run:
+        from pipeline.preview import describe_plan
+
+        prepared = flow.prepare(job.model, log)
+        name = "/".join(flow.model_name(job, prepared))
+        would = [describe_plan(prepared, q, 4096) | {"name": f"{name}:{q}", "target": target} for q in job.quants]
+        print_json(would) if as_json else _show.preview(would)
+        return
+    report = flow.package(job, log)
+    print_json(report.as_dict()) if as_json else _show.report(report)
+
+
+@click.command()
+@click.argument("model")
+@quant_option
+@click.option(
+    "--ctx", type=click.IntRange(1), default=4096, show_default=True, help="Context for the memory figure, in tokens."
+)
+@json_option
+def plan(model: str, quant: str, ctx: int, as_json: bool) -> None:
+    """Show what would be written: every tensor's type, the exact size, the disk and memory needed."""
+    from pipeline import flow
+    from pipeline.commands import _show
+    from pipeline.preview import describe_plan
+
+    prepared = flow.prepare(model, reporter(quiet=as_json))
+    shown = [describe_plan(prepared, name, ctx) for name in recipes(quant)]
+    if as_json:
+        print_json(shown)
+        return
+    for one in shown:
+        _show.plan(one)
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", type=_FILE, required=True, help="The GGUF to write.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "f16", "bf16", "f32"]),
+    default="auto",
+    show_default=True,
+    help="auto keeps the checkpoint's own precision.",
+)
+@threads_option
+@json_option
+def convert(model: str, output: Path, dtype: str, threads: int, as_json: bool) -> None:
+    """Write MODEL as an unquantized GGUF."""
+    from pipeline import flow
+
+    _written(
+        flow.convert(model, output, dtype if dtype == "auto" else dtype.upper(), reporter(quiet=as_json), threads),
+        output,
+        as_json,
+    )
+
+
+@click.command()
+@click.argument("gguf", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("-o", "--output", type=_FILE, required=True, help="The GGUF to write.")
+@click.option("--quant", required=True, metavar="Q", help="The quantization, such as Q4_K_M.")
+@threads_option
+@json_option
+def quantize(gguf: Path, output: Path, quant: str, threads: int, as_json: bool) -> None:
+    """Quantize an unquantized GGUF into the bytes that llama-quantize would write."""
+    from pipeline import flow
+    from pipeline.errors import UsageError
+
+    names = recipes(quant)
+    if len(names) != 1:
+        raise UsageError("quantize writes one file", expected="one quantization", found=quant)
+    _written(flow.quantize(gguf, output, names[0], reporter(quiet=as_json), threads), output, as_json)
+
+
+def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignore[type-arg]
+    made, blob = result
+    if as_json:
+        print_json(
+            {
+                "path": str(output),
+                "recipe": made.recipe,
+                "size": blob.size,
+                "digest": blob.digest,
+                "tensors": len(made.tensors),
+            }
+        )
+    else:
+        click.echo(f"{output}  {made.recipe}  {size(blob.size)}  {blob.digest}")
+
+
+@click.command()
+@click.argument("model")
+@quant_option
+@click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
+@_modelfile_options
+def modelfile(
+    model: str, quant: str, output: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
+    with_template: bool, templates: Path | None,
+) -> None:  # fmt: skip
+    """Print the Modelfile for MODEL, for use with `ollama create`."""
+    from pipeline import flow
+
+    names = recipes(quant)
+    job = flow.Job(
+        model,
+        names,
+        with_template=with_template,
+        templates=templates,
+        overrides=_overrides(system, num_ctx, parameters),
+    )
+    text = flow.modelfile_text(job, reporter())
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+@click.command()
+@click.argument("model")
+@json_option
+def pull(model: str, as_json: bool) -> None:
+    """Download MODEL into the Hugging Face cache, only the files that are needed."""
+    from pipeline.source import resolve
+
+    log = reporter(quiet=as_json)
+    with log.bar(f"pulling {model}") as progress:
+        source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total))
+    if as_json:
+        print_json(
+            {
+                "name": source.name,
+                "folder": str(source.folder),
+                "repository": source.repository,
+                "revision": source.revision,
+                "commit": source.commit,
+            }
+        )
+    else:
+        click.echo(f"{source.folder}" + (f"  {source.repository}@{source.commit}" if source.repository else ""))

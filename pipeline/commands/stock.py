@@ -1,0 +1,98 @@
+"""Commands for the stock of published models: serve, run, list, rm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands._common import json_option, print_json, size
+
+if TYPE_CHECKING:
+    from pipeline.chat import Conversation
+
+
+@click.command()
+@click.option("--host", help="Address to listen on; default: GGUF_PIPELINE_ADDR or 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; default: GGUF_PIPELINE_ADDR or 11500.")
+@click.option("--allow-remote", is_flag=True, help="Let other machines read; there is no authentication.")
+def serve(host: str | None, port: int | None, allow_remote: bool) -> None:
+    """Serve the published models to `ollama pull`, read-only."""
+    from pipeline import serve as server
+    from pipeline.store import Store, local_store_root, registry_address
+
+    default_host, _, default_port = registry_address().rpartition(":")
+    server.serve(
+        Store(local_store_root()),
+        host or default_host,
+        int(default_port) if port is None else port,
+        on_ready=lambda address: click.echo(
+            f"serving {local_store_root()} at http://{address} (ctrl-C ends it)", err=True
+        ),
+        allow_remote=allow_remote,
+    )
+
+
+@click.command()
+@click.argument("ref")
+@click.argument("prompt", required=False)
+@click.option("--system", help="A system prompt for this conversation.")
+@click.option("--ctx", type=click.IntRange(1), help="Context length in tokens; default: the model's own, at most 4096.")
+def run(ref: str, prompt: str | None, system: str | None, ctx: int | None) -> None:
+    """Chat with a published model (REF as `list` shows it) or a GGUF, through llama.cpp."""
+    from pipeline import chat
+
+    with chat.open_chat(ref, ctx, system) as conversation:
+        click.echo(f"running on {conversation.kind}", err=True)
+        if prompt is not None:
+            _answer(conversation, prompt)
+            return
+        click.echo("an empty line or ctrl-D ends it", err=True)
+        while text := _question():
+            _answer(conversation, text)
+
+
+def _question() -> str:
+    try:
+        return input(">>> ")
+    except EOFError:
+        return ""
+
+
+def _answer(conversation: Conversation, text: str) -> None:
+    conversation.ask(text, lambda piece: click.echo(piece, nl=False))
+    click.echo("")
+
+
+@click.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the published models."""
+    from pipeline.store import Store, local_store_root
+
+    entries = Store(local_store_root()).list()
+    if as_json:
+        print_json(
+            [
+                {"name": str(e.name), "digest": e.digest, "size": e.size, "modified": e.modified.isoformat()}
+                for e in entries
+            ]
+        )
+        return
+    if not entries:
+        click.echo("nothing is published yet; `gguf-pipeline publish demo` makes a start", err=True)
+    width = max((len(str(e.name)) for e in entries), default=0)
+    for e in entries:
+        click.echo(f"{e.name!s:<{width}}  {e.id}  {size(e.size):>10}  {e.modified:%Y-%m-%d %H:%M}")
+
+
+@click.command()
+@click.argument("refs", nargs=-1, required=True)
+def rm(refs: tuple[str, ...]) -> None:
+    """Remove published models (REFs as `list` shows them) and the blobs nobody else uses."""
+    from pipeline.store import Store, local_name, local_store_root
+
+    store = Store(local_store_root())
+    for name in [local_name(ref) for ref in refs]:
+        removed = store.remove(name)
+        click.echo(f"removed {name} ({len(removed)} blobs, {size(sum(b.size for b in removed))})")

@@ -1,0 +1,49 @@
+"""The one door to shipped files: templates/, models.toml, pin.toml, models/demo.
+
+In a wheel they lie in `pipeline/_data/`, in a checkout at the top level.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def root() -> Path:
+    """Return the folder that holds the shipped files."""
+    packed = _PACKAGE / "_data"
+    return packed if packed.is_dir() else _PACKAGE.parent
+
+
+def path(name: str) -> Path:
+    """Return the path of a shipped file or folder, such as "templates" or "vendor/llama.cpp/pin.toml".
+
+    Raises:
+        PipelineError: if this installation lacks it.
+    """
+    found = root() / name
+    if not found.exists():
+        raise PipelineError("a file that ships with gguf-pipeline is missing", where=found, hint="install it again")
+    return found
+
+
+def config_home() -> Path:
+    """Return the user's settings folder (XDG_CONFIG_HOME), whether or not it exists."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "gguf-pipeline"
+
+
+def cache_home() -> Path:
+    """Return the folder for what can be made again (XDG_CACHE_HOME): native builds, downloads, work files."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gguf-pipeline"
+
+
+def data_home() -> Path:
+    """Return the folder for what the user made (XDG_DATA_HOME): the embedded registry's store, reports."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "gguf-pipeline"

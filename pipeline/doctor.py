@@ -1,0 +1,94 @@
+"""`doctor`: what is installed, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.errors import PipelineError
+from pipeline.runtime.llama import BUILD_HINT, find_llama
+from pipeline.runtime.ollama import TRIED, daemon_url, daemon_version, find_ollama
+from pipeline.runtime.prebuilt import prebuilt_version
+from pipeline.store import local_store_root, ollama_store_root, registry_address
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination; *fix* is what to do where *ok* is false, or would be better."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def examine() -> list[Finding]:
+    """Look at everything; a part that fails to look says so instead of stopping the others."""
+    return [finding for part in (_tool, _llama, _prebuilt, _engine, _ollama, _stores) for finding in _guarded(part)]
+
+
+def _guarded(part: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    try:
+        return list(part())
+    except PipelineError as error:
+        return [Finding(part.__name__.strip("_"), False, error.what, error.hint)]
+
+
+def _tool() -> Iterator[Finding]:
+    python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield Finding("gguf-pipeline", True, f"{__version__}, {python}, in {Path(sys.prefix)}")
+
+
+def _llama() -> Iterator[Finding]:
+    found = find_llama()
+    if found is None:
+        yield Finding("llama.cpp", False, "not built for this machine", BUILD_HINT)
+    else:
+        yield Finding("llama.cpp", True, f"{found.label} in {found.bin_dir}")
+
+
+def _prebuilt() -> Iterator[Finding]:
+    version = prebuilt_version()
+    if version:
+        yield Finding("prebuilt llama.cpp", True, f"xllamacpp {version}, used where the one above is not built")
+    else:
+        yield Finding("prebuilt llama.cpp", False, "not installed", "pip install 'gguf-pipeline[run]'")
+
+
+def _engine() -> Iterator[Finding]:
+    there = importlib.util.find_spec("numba") is not None
+    detail = "extra `fast` is installed; this version quantizes with NumPy" if there else "NumPy"
+    yield Finding("engine", True, detail)
+
+
+def _ollama() -> Iterator[Finding]:
+    tried = "tried with " + ", ".join(f"{version} ({which})" for version, which in TRIED)
+    program, url = find_ollama(), daemon_url()
+    if program is None:
+        yield Finding("Ollama", False, f"no `ollama` on PATH; {tried}", "install it from ollama.com")
+    else:
+        yield Finding("Ollama", True, f"{program}; {tried}")
+    version = daemon_version(url)
+    if version is None:
+        yield Finding("Ollama's daemon", False, f"no answer at {url}", "ollama serve")
+    else:
+        yield Finding("Ollama's daemon", True, f"version {version} at {url}")
+
+
+def _stores() -> Iterator[Finding]:
+    for name, root in (("our registry", local_store_root()), ("Ollama's store", ollama_store_root())):
+        there = next(p for p in (root, *root.parents) if p.exists())
+        free = shutil.disk_usage(there).free / 1e9
+        yield Finding(name, True, f"{root}, {free:.1f} GB free")
+    yield Finding("address", True, f"{registry_address()} (gguf-pipeline serve)")

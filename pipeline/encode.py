@@ -1,0 +1,237 @@
+"""From plans to files: every source tile is read and decoded once, encoded for every output, written in order.
+
+Worker threads encode tiles; the calling thread writes and hashes them in plan order, so the files are the same whatever
+the number of threads.  Memory is one tile, with its encodings, for each tile in flight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import quant
+from pipeline.checkpoint import TensorReader, decode_rows
+from pipeline.errors import FormatError
+from pipeline.gguf import GgufWriter
+from pipeline.types import Blob, Plan, PlannedTensor
+
+# Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
+TILE_ELEMENTS = 1 << 19
+
+# Exponent bits that are all ones mean Inf or NaN; a magnitude from here on is not finite.
+_NOT_FINITE = {"BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F800000)}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to write: what the plan says, at *path*."""
+
+    plan: Plan
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Rows *first* to *stop* of one tensor, planned once for each output."""
+
+    tensors: tuple[PlannedTensor, ...]
+    first: int
+    stop: int
+
+
+class _Scratch:
+    """Buffers of one tile in flight; they grow to the largest tile and are used again."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, np.ndarray] = {}
+
+    def bytes(self, name: str, n_rows: int, row_bytes: int) -> np.ndarray:
+        """Return a uint8 array (n_rows, row_bytes) that is this scratch's own."""
+        size = n_rows * row_bytes
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < size:
+            # Aligned to a float32 by NumPy's own allocator.
+            buffer = self._buffers[name] = np.empty(size, np.uint8)
+        return buffer[:size].reshape(n_rows, row_bytes)
+
+    def floats(self, n_rows: int, n_cols: int) -> np.ndarray:
+        """Return a float32 array (n_rows, n_cols) that is this scratch's own."""
+        return self.bytes("floats", n_rows, n_cols * 4).view(np.float32)
+
+
+def encode(
+    outputs: Sequence[Output], reader: TensorReader, *, threads: int = 0, progress: Progress | None = None
+) -> list[Blob]:
+    """Write the files of *outputs*, which are plans of one blueprint, and return their digests in the same order.
+
+    Args:
+        outputs: plans with the same tensors in the same order; only types and offsets may differ.
+        reader: reads the source tensors.
+        threads: worker threads; 0 means one for each core.
+        progress: called with the weights done and the weights in all, from the calling thread.
+
+    Raises:
+        FormatError: if a source is truncated, or holds NaN or Inf, or does not fit the type of an output.
+        ResourceError: if the disk is full.
+    """
+    workers = threads or usable_cores()
+    total = sum(t.n_rows * t.n_cols for t in outputs[0].plan.tensors)
+    done = 0
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(GgufWriter(out.path, out.plan)) for out in outputs]
+        pool = stack.enter_context(ThreadPoolExecutor(workers, "encode"))
+        for tile, parts in _in_order(pool, workers, _tiles(outputs), reader):
+            for writer, tensor, part in zip(writers, tile.tensors, parts, strict=True):
+                if tile.first == 0:
+                    writer.begin(tensor)
+                writer.write(part)
+                if tile.stop == tensor.n_rows:
+                    writer.end()
+            done += (tile.stop - tile.first) * tile.tensors[0].n_cols
+            if progress:
+                progress(done, total)
+        return [writer.commit() for writer in writers]
+
+
+def memory_bytes(plans: Sequence[Plan], threads: int) -> int:
+    """Estimate the most memory that `encode` takes for its tiles: raw bytes, float32 values and encodings of each."""
+    largest = max((max(TILE_ELEMENTS, t.n_cols) for t in plans[0].tensors), default=TILE_ELEMENTS)
+    return (threads + 2) * largest * (2 + 4 + 2 * len(plans))
+
+
+def usable_cores() -> int:
+    """Count the cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _tiles(outputs: Sequence[Output]) -> Iterator[_Tile]:
+    for tensors in zip(*(out.plan.tensors for out in outputs), strict=True):
+        n_rows, n_cols = tensors[0].n_rows, tensors[0].n_cols
+        step = max(1, TILE_ELEMENTS // n_cols)
+        for first in range(0, n_rows, step):
+            yield _Tile(tensors, first, min(first + step, n_rows))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, workers: int, tiles: Iterator[_Tile], reader: TensorReader
+) -> Iterator[tuple[_Tile, list[np.ndarray]]]:
+    """Encode tiles on the pool, a few ahead of the writer, and give them back in their order."""
+    free: queue.SimpleQueue[_Scratch] = queue.SimpleQueue()
+    for _ in range(workers + 2):
+        free.put(_Scratch())
+    waiting: deque[tuple[_Tile, _Scratch, Future[list[np.ndarray]]]] = deque()
+
+    def oldest() -> Iterator[tuple[_Tile, list[np.ndarray]]]:
+        tile, scratch, future = waiting.popleft()
+        yield tile, future.result()
+        free.put(scratch)
+
+    try:
+        for tile in tiles:
+            if free.empty():
+                yield from oldest()
+            scratch = free.get()
+            waiting.append((tile, scratch, pool.submit(_encode_tile, tile, reader, scratch)))
+        while waiting:
+            yield from oldest()
+    finally:
+        for _, _, future in waiting:
+            future.cancel()
+
+
+def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[np.ndarray]:
+    """Return the bytes (n_rows, row_bytes) of one tile for each output."""
+    tensor = tile.tensors[0]
+    if tensor.data is not None:
+        return [np.frombuffer(tensor.data, np.uint8) for _ in tile.tensors]
+    raw = _read(tensor, tile, reader, scratch)
+    dtype = tensor.sources[0].dtype
+    _check_finite(raw, dtype, tensor, tile.first)
+    exact = all(op.is_exact for op in tensor.ops)
+    floats: np.ndarray | None = None
+    made: dict[str, np.ndarray] = {}
+    for planned in tile.tensors:
+        if planned.type in made:
+            continue
+        if exact and planned.type == dtype:
+            made[planned.type] = raw
+            continue
+        if floats is None:
+            floats = scratch.floats(tile.stop - tile.first, tensor.n_cols)
+            decode_rows(dtype, raw, floats)
+            for op in tensor.ops:
+                op.values(floats)
+        kind = quant.get(planned.type)
+        part = scratch.bytes(planned.type, floats.shape[0], kind.row_bytes(tensor.n_cols))
+        kind.quantize_rows(floats, part)
+        if planned.type == "F16":
+            _check_overflow(part, floats, planned, tile.first)
+        made[planned.type] = part
+    return [made[planned.type] for planned in tile.tensors]
+
+
+def _read(tensor: PlannedTensor, tile: _Tile, reader: TensorReader, scratch: _Scratch) -> np.ndarray:
+    """Read the source rows of a tile, in output order, as raw bytes (n_rows, row_bytes)."""
+    source = tensor.sources[0]
+    rows = np.arange(tile.first, tile.stop, dtype=np.int64)
+    if len(tensor.shape) == 1 and tensor.ops:
+        return _read_vector(tensor, reader, scratch)
+    for op in reversed(tensor.ops):
+        rows = op.source_rows(source.shape, rows)
+    raw = scratch.bytes("raw", tile.stop - tile.first, source.n_bytes // max(1, tensor.n_rows))
+    reader.read_raw_rows(source, rows, raw)
+    return raw
+
+
+def _read_vector(tensor: PlannedTensor, reader: TensorReader, scratch: _Scratch) -> np.ndarray:
+    """Read a vector whose elements, seen as rows, are reordered: it is small, so it is read whole."""
+    source = tensor.sources[0]
+    item = source.n_bytes // tensor.n_cols
+    whole = scratch.bytes("vector", 1, source.n_bytes)
+    reader.read_raw_rows(source, np.zeros(1, np.int64), whole)
+    elements = np.arange(tensor.n_cols, dtype=np.int64)
+    for op in reversed(tensor.ops):
+        elements = op.source_rows(source.shape, elements)
+    return np.ascontiguousarray(whole.reshape(-1, item)[elements]).reshape(1, -1)
+
+
+def _check_finite(raw: np.ndarray, dtype: str, tensor: PlannedTensor, first_row: int) -> None:
+    """Refuse NaN and Inf by their exponent bits, before decoding."""
+    unsigned, limit = _NOT_FINITE[dtype]
+    bits = raw.view(unsigned)
+    magnitude = bits & unsigned(np.iinfo(unsigned).max >> 1)
+    if int(magnitude.max(initial=0)) >= limit:
+        row, column = (int(i) for i in np.argwhere(magnitude >= limit)[0])
+        raise FormatError(
+            "a weight is NaN or Inf",
+            where=f"{tensor.sources[0].path.name}, tensor {tensor.sources[0].name}",
+            expected="finite weights",
+            found=f"bits {int(bits[row, column]):#x} in row {first_row + row}, column {column} of {tensor.name}",
+            hint="the checkpoint is damaged or its training diverged; download it again or take another one",
+        )
+
+
+def _check_overflow(part: np.ndarray, floats: np.ndarray, tensor: PlannedTensor, first_row: int) -> None:
+    """Refuse a weight that float16 cannot hold, as llama-quantize's check of rows does."""
+    infinite = (part.view(np.uint16) & np.uint16(0x7FFF)) >= np.uint16(0x7C00)
+    if infinite.any():
+        row, column = (int(i) for i in np.argwhere(infinite)[0])
+        raise FormatError(
+            "a weight is too large for float16",
+            where=f"tensor {tensor.name}, row {first_row + row}, column {column}",
+            expected="at most 65504 in magnitude",
+            found=float(floats[row, column]),
+            hint="use BF16 or F32 instead",
+        )

@@ -1,0 +1,283 @@
+"""The hinge: from headers alone to a whole GGUF file as data.
+
+Two blueprints lead here, one from a checkpoint and one from an unquantized GGUF; `make_plan` turns either into the exact
+file for one recipe.  No weight is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline import arch as archs
+from pipeline import gguf, modelfile, quant
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import FormatError, UnsupportedError
+from pipeline.tokenizer import Tokenizer
+from pipeline.types import KV, Op, Plan, PlannedTensor, Source, SourceTensor, ValueType, string, u32
+
+ALIGNMENT = 32
+QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+
+# Moves only when the same checkpoint and recipe give other bytes than before.
+BYTE_VERSION = 1
+
+AUTO = "auto"
+
+_PRECISIONS = ("F32", "F16", "BF16")
+_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # LLAMA_FTYPE_ALL_F32, _MOSTLY_F16, _MOSTLY_BF16
+
+# Matrices that llama.cpp's graphs want in float32, beside all vectors and norms.
+_ALWAYS_F32 = (
+    ".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".ssm_conv1d.weight", ".shortconv.conv.weight",
+)  # fmt: skip
+_ALWAYS_F32_NAMES = ("position_embd.weight", "token_types.weight")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A tensor before a recipe chose its type: *type* is the one it has in the file of the source's own precision."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    sources: tuple[SourceTensor, ...] = ()
+    ops: tuple[Op, ...] = ()
+    data: bytes | None = None
+
+    @property
+    def n_elements(self) -> int:
+        """Number of weights."""
+        n = 1
+        for d in self.shape:
+            n *= d
+        return n
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model before a recipe: *drafts* are in file order, *metadata* lacks the two keys a recipe sets."""
+
+    metadata: tuple[KV, ...]
+    drafts: tuple[Draft, ...]
+    model: quant.ModelFacts
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights in all tensors."""
+        return sum(draft.n_elements for draft in self.drafts)
+
+    @property
+    def precision(self) -> str:
+        """The type most weights have: the file type that "auto" stands for."""
+        totals = dict.fromkeys(_PRECISIONS, 0)
+        for draft in self.drafts:
+            if len(draft.shape) > 1:
+                totals[draft.type] += draft.n_elements
+        return max(totals, key=totals.__getitem__)
+
+
+def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source) -> Blueprint:
+    """Read a checkpoint's headers into a blueprint.
+
+    Raises:
+        UnsupportedError: if the architecture, a setting of it, or a tensor is unknown.
+        FormatError: if config.json and the weights do not belong together.
+    """
+    raw = checkpoint.config
+    arch = archs.match(raw)
+    config = archs.ModelConfig(raw)
+    mapped = archs.map_tensors(arch, config, checkpoint.tensors)
+    drafts = [
+        Draft(t.name, t.shape, _own_type(t.name, t.shape, t.sources), t.sources, t.ops) for t in mapped.tensors
+    ] + [Draft(lit.name, (len(lit.values),), "F32", data=lit.data) for lit in arch.literals(config)]
+    drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
+    keys = [made for key in arch.keys if (made := _arch_key(arch, key, config)) is not None]
+    n_parameters = sum(d.n_elements for d in drafts)
+    metadata = (
+        *_general(arch.gguf, source, n_parameters),
+        *modelfile.sampling_metadata(checkpoint.generation_config),
+        *keys,
+        *tokenizer.metadata,
+    )
+    facts = quant.ModelFacts(arch.gguf, config.n_layers, 0, config.n_heads, config.n_heads_kv)
+    notes = (*arch.notes(config), *tokenizer.notes, *_dropped(mapped.dropped))
+    return Blueprint(metadata, tuple(drafts), facts, notes)
+
+
+def from_gguf(file: gguf.GgufFile) -> Blueprint:
+    """Read an unquantized GGUF's header into a blueprint, so that it can be quantized.
+
+    Raises:
+        UnsupportedError: if it is split, or a tensor is quantized already.
+    """
+    if file.split:
+        raise UnsupportedError(
+            "the GGUF is one part of several",
+            where=file.path,
+            hint="join the parts with llama.cpp's llama-gguf-split --merge, then run this again",
+        )
+    for tensor in file.tensors:
+        if tensor.type not in _PRECISIONS:
+            raise UnsupportedError(
+                f"tensor {tensor.name} is quantized already",
+                where=file.path,
+                expected="F32, F16 or BF16",
+                found=tensor.type,
+                hint="quantize from the unquantized GGUF or from the checkpoint: quantizing twice loses quality",
+            )
+    drafts = [
+        Draft(t.name, t.shape, t.type, (SourceTensor(t.name, t.type, t.shape, file.path, t.offset, t.n_bytes),))
+        for t in file.tensors
+    ]
+    drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
+    metadata = tuple(kv for key, kv in file.metadata.items() if key not in _SET_BY_RECIPE)
+    return Blueprint(metadata, tuple(drafts), _facts_of(file))
+
+
+def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
+    """Decide the file that *recipe* ("Q4_K_M" ..., or "auto" for the source's own precision) gives.
+
+    Types follow llama-quantize over the whole ordered list of tensors; the two keys that it rewrites stand last, as it
+    leaves them.
+
+    Raises:
+        UnsupportedError: if the recipe is unknown.
+    """
+    if recipe == AUTO:
+        types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[blueprint.precision]
+    else:
+        rule = quant.recipe(recipe)
+        facts = [quant.TensorFacts(d.name, d.shape, d.type) for d in blueprint.drafts]
+        types, file_type = quant.assign_types(rule, facts, blueprint.model), rule.file_type
+    metadata = (
+        *blueprint.metadata,
+        u32("general.quantization_version", QUANTIZATION_VERSION),
+        u32("general.file_type", file_type),
+    )
+    tensors = _place(blueprint.drafts, types)
+    entries = [gguf.TensorEntry(t.name, t.shape, quant.get(t.type).id, t.offset) for t in tensors]
+    data_start = len(gguf.encode_header(metadata, entries, ALIGNMENT))
+    end = tensors[-1].offset + tensors[-1].n_bytes if tensors else 0
+    return Plan(recipe, metadata, tensors, data_start, data_start + _padded(end), blueprint.notes)
+
+
+_SET_BY_RECIPE = ("general.quantization_version", "general.file_type")
+
+
+def _padded(n: int) -> int:
+    return -(-n // ALIGNMENT) * ALIGNMENT
+
+
+def _place(drafts: Sequence[Draft], types: Sequence[str]) -> tuple[PlannedTensor, ...]:
+    tensors, offset = [], 0
+    for draft, type_ in zip(drafts, types, strict=True):
+        n_bytes = quant.get(type_).row_bytes(draft.shape[-1]) * (draft.n_elements // draft.shape[-1])
+        tensors.append(
+            PlannedTensor(draft.name, draft.shape, type_, n_bytes, offset, draft.sources, draft.ops, draft.data)
+        )
+        offset = _padded(offset + n_bytes)
+    return tuple(tensors)
+
+
+def _own_type(name: str, shape: tuple[int, ...], sources: Sequence[SourceTensor]) -> str:
+    """Give the type that keeps a tensor's precision: its own for matrices, float32 for vectors and norms."""
+    if 0 in shape:
+        raise FormatError("a tensor is empty", where=sources[0].name, expected="at least one weight", found=shape)
+    dtypes = {source.dtype for source in sources}
+    if not dtypes <= set(_PRECISIONS):
+        raise UnsupportedError(
+            "a tensor has a type that cannot be converted yet",
+            where=f"{sources[0].path.name}, tensor {sources[0].name}",
+            expected=" or ".join(_PRECISIONS),
+            found=", ".join(sorted(dtypes)),
+            hint="take the checkpoint in its original precision",
+        )
+    if len(shape) == 1 or name.endswith("_norm.weight") or not name.endswith(".weight"):
+        return "F32"
+    if name in _ALWAYS_F32_NAMES or name.endswith(_ALWAYS_F32):
+        return "F32"
+    return dtypes.pop() if len(dtypes) == 1 else "F32"
+
+
+def _arch_key(arch: archs.Arch, key: archs.Key, config: archs.ModelConfig) -> KV | None:
+    value = key.get(config)
+    if value is None:
+        return None
+    if isinstance(value, int) and not 0 <= value < 1 << 32:
+        raise FormatError("a value does not fit its GGUF key", where=f"config.json, for {key.name}", found=value)
+    return key.make(f"{arch.gguf}.{key.name}", value)
+
+
+def _general(arch: str, source: Source, n_parameters: int) -> list[KV]:
+    made = [
+        string("general.architecture", arch),
+        string("general.type", "model"),
+        string("general.name", _title(source.name)),
+        string("general.size_label", size_label(n_parameters)),
+        u32("gguf_pipeline.byte_version", BYTE_VERSION),
+    ]
+    if source.repository:
+        made.append(string("general.source.repo_url", f"https://huggingface.co/{source.repository}"))
+    if source.commit:
+        made.append(string("gguf_pipeline.source.commit", source.commit))
+    return made
+
+
+def _title(name: str) -> str:
+    """Write a model's name as llama.cpp's converter does: "my-model" becomes "My Model", "Qwen2.5" stays."""
+    words = name.strip().replace("-", " ").split()
+    plain = re.compile(r"v?\d.*")
+    return " ".join(w.title() if w.islower() and not plain.fullmatch(w) else w for w in words)
+
+
+def size_label(n_parameters: int) -> str:
+    """Round a number of weights to a label of at least two digits: 99K, 2.6M, 7.2B."""
+    for limit, suffix in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if n_parameters >= limit:
+            break
+    else:
+        limit, suffix = 10**3, "K"
+    scaled = n_parameters / limit
+    digits = max(2 - len(str(round(scaled)).lstrip("0")), 0)
+    return f"{scaled:.{digits}f}{suffix}"
+
+
+def _dropped(names: Sequence[str]) -> list[str]:
+    heads = [name for name in names if name == archs.HEAD]
+    return [f"{name} is left out: config.json ties it to the embeddings" for name in heads]
+
+
+def _facts_of(file: gguf.GgufFile) -> quant.ModelFacts:
+    arch = _value(file, "general.architecture", ValueType.STRING)
+    n_heads = _head_count(file, f"{arch}.attention.head_count")
+    return quant.ModelFacts(
+        str(arch),
+        int(_value(file, f"{arch}.block_count", ValueType.UINT32)),
+        int(file.metadata[key].value) if (key := f"{arch}.expert_count") in file.metadata else 0,
+        n_heads,
+        _head_count(file, f"{arch}.attention.head_count_kv") or n_heads,
+    )
+
+
+def _head_count(file: gguf.GgufFile, key: str) -> int:
+    kv = file.metadata.get(key)
+    if kv is None:
+        return 0
+    # Per-layer counts are an array; llama.cpp's rules look at the first layer.
+    return int(kv.value[0] if kv.type is ValueType.ARRAY else kv.value)
+
+
+def _value(file: gguf.GgufFile, key: str, kind: ValueType) -> object:
+    kv = file.metadata.get(key)
+    if kv is None or kv.type is not kind:
+        raise FormatError(
+            f"the header lacks {key}",
+            where=file.path,
+            expected=kind.name,
+            found=None if kv is None else kv.type.name,
+            hint="is this a language model? Files with only a vocabulary or a projector cannot be quantized",
+        )
+    return kv.value

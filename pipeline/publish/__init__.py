@@ -1,0 +1,19 @@
+"""Put finished models where Ollama gets them: one module for each kind of target.
+
+In: a `Release`, GGUF files that were written into the target's own staging files, and what the Modelfile says as data.
+Out: manifests that appear last, all of them or none, and the commands that use them.
+"""
+
+from pipeline.publish._release import Published, Release, ReleaseEntry, split_name
+from pipeline.publish._target import PublishTarget, TargetKind, open_target, targets
+
+__all__ = [
+    "PublishTarget",
+    "Published",
+    "Release",
+    "ReleaseEntry",
+    "TargetKind",
+    "open_target",
+    "split_name",
+    "targets",
+]

@@ -1,0 +1,31 @@
+"""The blobs around a GGUF, in the bytes that `ollama create` gives them (server/create.go)."""
+
+from __future__ import annotations
+
+from pipeline.publish._release import ReleaseEntry
+from pipeline.store import config_bytes, gojson, manifest
+
+
+def text_layers(entry: ReleaseEntry) -> tuple[tuple[str, bytes], ...]:
+    """Return media type and content of every layer after the model, in Ollama's order.
+
+    Texts are kept byte for byte; params and messages are JSON as Go's Encoder writes it: keys of maps sorted, HTML's
+    characters escaped, a newline at the end.
+    """
+    layers: list[tuple[str, bytes]] = []
+    if entry.template:
+        layers.append((manifest.TEMPLATE, entry.template.encode()))
+    if entry.system:
+        layers.append((manifest.SYSTEM, entry.system.encode()))
+    layers += [(manifest.LICENSE, text.encode()) for text in entry.licenses if text]
+    if entry.params:
+        layers.append((manifest.PARAMS, gojson.encode(entry.params, sort_keys=True) + b"\n"))
+    if entry.messages:
+        messages = [{"role": role, "content": content} for role, content in entry.messages]
+        layers.append((manifest.MESSAGES, gojson.encode(messages) + b"\n"))
+    return tuple(layers)
+
+
+def config(entry: ReleaseEntry) -> bytes:
+    """Return the content of the config blob."""
+    return config_bytes(entry.architecture, entry.parameter_count, entry.file_type)

@@ -1,0 +1,92 @@
+"""What is published, and what came of it, as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.store import Name, slug
+from pipeline.types import Blob, Check
+
+
+@dataclass(frozen=True)
+class ReleaseEntry:
+    """One GGUF with everything around it; *tags* all name it, the first is the one shown.
+
+    *gguf* is a file from the target's staging, or any other file (which is copied); its content is *gguf_blob*.
+    *params* are Ollama's parameters, a list where one may repeat (stop); *messages* are pairs of role and content.
+    A text that is None or empty gets no layer.
+    """
+
+    tags: tuple[str, ...]
+    gguf: Path
+    gguf_blob: Blob
+    architecture: str
+    parameter_count: int
+    file_type: str
+    template: str | None = None
+    system: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[tuple[str, str]] = ()
+    licenses: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Release:
+    """The entries that are published together under "namespace/model"."""
+
+    namespace: str
+    model: str
+    entries: tuple[ReleaseEntry, ...]
+
+    def names(self, host: str) -> tuple[tuple[Name, ReleaseEntry], ...]:
+        """Pair the full name of each tag with its entry, in order.
+
+        Raises:
+            UsageError: if a name is not valid, or two entries claim one tag.
+        """
+        pairs = [
+            (Name.parse(f"{host}/{self.namespace}/{self.model}:{tag}"), entry)
+            for entry in self.entries
+            for tag in entry.tags
+        ]
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if str(name).lower() in seen:
+                raise UsageError(
+                    "two entries of a release have one tag", where=name, hint="name each quantization once"
+                )
+            seen.add(str(name).lower())
+        return tuple(pairs)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is visible now.
+
+    *names* are the names in the target's store and *digests* their manifests' digests, in the same order; *commands*
+    are to be pasted as they stand; *checks* say what the target has proven about it.
+    """
+
+    names: tuple[Name, ...]
+    digests: tuple[str, ...]
+    commands: tuple[str, ...]
+    checks: tuple[Check, ...] = ()
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """Turn "model", "namespace/model" or a repository's or folder's name into a valid namespace and model.
+
+    A valid name stays as it is; without a namespace it is "library".
+
+    Raises:
+        UsageError: if no name can be made of it.
+    """
+    namespace, slash, model = text.rpartition("/")
+    if not slash:
+        return "library", slug(model)
+    return re.sub(r"\.|_{2,}|-{2,}", "-", slug(namespace)), slug(model)

@@ -1,0 +1,83 @@
+"""The seam between the flow and its targets, and the table of targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from pipeline import discover
+from pipeline.errors import UsageError
+from pipeline.publish._release import Published, Release
+from pipeline.store import Store
+
+Log = Callable[[str], None]
+
+
+class PublishTarget(Protocol):
+    """An open target; leaving its context releases what it holds."""
+
+    @property
+    def store(self) -> Store:
+        """Where the blobs lie: read back from here."""
+
+    def staging(self, sizes: Sequence[int]) -> AbstractContextManager[list[Path]]:
+        """Give one empty file for each coming GGUF of *sizes* bytes; those not published are removed at the end."""
+
+    def publish(self, release: Release, log: Log) -> Published:
+        """Make a release visible, all of it or, after an error, nothing.  Call it inside the staging context.
+
+        Raises:
+            UsageError: if a name is not valid.
+            AccessError, ResourceError: if the target refuses or is full.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class TargetKind(Protocol):
+    """What a module of this package offers as TARGET."""
+
+    @property
+    def name(self) -> str:
+        """The word that people write after --to."""
+
+    @property
+    def usage(self) -> str:
+        """How it is written, such as "local" or "static:DIR"."""
+
+    def accepts(self, text: str) -> bool:
+        """Whether *text* names a target of this kind."""
+
+    def open(self, text: str) -> PublishTarget:
+        """Open the target that *text* names, or say why that is not possible."""
+
+
+def targets() -> dict[str, TargetKind]:
+    """Return every kind of target, by name."""
+    return discover.load("pipeline.publish", "TARGET")
+
+
+def open_target(text: str) -> PublishTarget:
+    """Open the target that *text* names.
+
+    Raises:
+        UsageError: if no kind of target accepts it.
+        AccessError: if it can not be reached or written.
+    """
+    known = targets()
+    for kind in known.values():
+        if kind.accepts(text):
+            return kind.open(text)
+    raise UsageError(
+        "no such publish target",
+        where=f"--to {text}",
+        expected=", ".join(kind.usage for kind in known.values()),
+        hint="`local` is the embedded registry's folder",
+    )

@@ -1,0 +1,53 @@
+"""The target `ollama`: straight into the store of the Ollama on this machine; a running one sees it at once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from pipeline.publish import _daemon
+from pipeline.publish._release import Published, Release
+from pipeline.publish._store_target import StoreTarget, require_writable
+from pipeline.publish._target import Log
+from pipeline.store import Store, ollama_store_root, registry_host
+
+
+class OllamaTarget(StoreTarget):
+    """Ollama's own store; the models have the names that a pull from the embedded registry gives them."""
+
+    def publish(self, release: Release, log: Log) -> Published:
+        """Write a release into the store, and ask a running Ollama whether it lists it; see `PublishTarget.publish`."""
+        self._note_owner(log)
+        names, digests = self.write(release, log)
+        seen = _daemon.check_listed(dict(zip(map(str, names), digests, strict=True)), self.store.root)
+        shown = [replace(names[0], tag=entry.tags[0]) for entry in release.entries]
+        return Published(names, digests, tuple(f"ollama run {name}" for name in shown), (seen,))
+
+    def _note_owner(self, log: Log) -> None:
+        """Say when Ollama runs as somebody else: it reads our blobs, but can not touch or remove them."""
+        if os.geteuid() == 0 or not self.store.blobs_dir.is_dir():
+            return
+        if self.store.blobs_dir.stat().st_uid != os.geteuid():
+            log(f"{self.store.root} belongs to another user: `ollama create FROM` this model will fail there")
+
+
+class _Ollama:
+    """The plug-in."""
+
+    name = "ollama"
+    usage = "ollama"
+
+    def accepts(self, text: str) -> bool:
+        """Whether *text* is "ollama"."""
+        return text == self.name
+
+    def open(self, text: str) -> OllamaTarget:  # noqa: ARG002  # there is one Ollama store
+        """Open this machine's Ollama store."""
+        store = Store(ollama_store_root())
+        require_writable(
+            store, "run as the store's owner (sudo), or publish with --to local and `ollama pull --insecure` from there"
+        )
+        return OllamaTarget(store, registry_host())
+
+
+TARGET = _Ollama()

@@ -1,0 +1,161 @@
+"""What every tensor type offers: rows of float32 in, rows of blocks out, and back.
+
+A type is a `BlockType`: it knows its ggml name and id, how many elements and bytes a block has, and converts blocks.
+Rows are cut into tiles of `tile_blocks` blocks, so that a kernel's intermediate arrays stay in the processor's cache
+and its scratch memory does not grow with the tensor.  No result depends on where the cuts fall.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from pipeline.errors import FormatError, UsageError
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
+U32 = NDArray[np.uint32]
+I32 = NDArray[np.int32]
+Index = NDArray[np.intp]
+Array = NDArray[Any]
+Take = Callable[[tuple[int, ...], DTypeLike], Array]
+
+SCRATCH_BYTES = 8 << 20
+
+
+class Layout(Protocol):
+    """The scratch arrays of one kernel for *n* blocks, made by calling *take* for each."""
+
+    def __init__(self, take: Take, n: int) -> None: ...
+
+
+L = TypeVar("L", bound=Layout)
+
+
+class _Workspace(threading.local):
+    """Scratch memory of one thread: one buffer, and the arrays that kernels lay over it.
+
+    Kernels run one after another in a thread and keep nothing between calls, so all layouts share the buffer.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.uint8)
+        self._layouts: dict[tuple[type[Any], int], Any] = {}
+
+    def get(self, layout: type[L], n: int) -> L:
+        """Return *layout* for *n* blocks; the arrays' contents are undefined."""
+        found = self._layouts.get((layout, n))
+        if found is None:
+            if len(self._layouts) >= 32:
+                self._layouts.clear()
+            found = self._layouts[layout, n] = layout(self._carver(), n)
+        return cast(L, found)
+
+    def _carver(self) -> Take:
+        if not self._buffer.size:
+            self._buffer = np.empty(SCRATCH_BYTES, np.uint8)
+        buffer, used = self._buffer, -self._buffer.ctypes.data % 64
+
+        def take(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+            nonlocal used
+            n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            part = buffer[used : used + n_bytes]
+            used += -(-n_bytes // 64) * 64
+            return part.view(dtype).reshape(shape)
+
+        return take
+
+
+workspace = _Workspace()
+
+
+class BlockType(ABC):
+    """One ggml tensor type.
+
+    *name* is ggml's name in upper case ("Q4_K"), *id* the value of `enum ggml_type`, *block_size* the elements and
+    *type_size* the bytes of a block, *tile_blocks* how many blocks a kernel is given at once.
+    """
+
+    name: ClassVar[str]
+    id: ClassVar[int]
+    block_size: ClassVar[int]
+    type_size: ClassVar[int]
+    tile_blocks: ClassVar[int]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.type_size} bytes for {self.block_size} elements>"
+
+    def row_bytes(self, n_cols: int) -> int:
+        """Return the size in bytes of a row of *n_cols* elements.
+
+        Raises:
+            FormatError: if *n_cols* is not a multiple of the block size.
+        """
+        if n_cols % self.block_size:
+            raise FormatError(
+                f"a row cannot be cut into blocks of type {self.name}",
+                expected=f"a multiple of {self.block_size} columns",
+                found=f"{n_cols} columns",
+            )
+        return n_cols // self.block_size * self.type_size
+
+    def quantize_rows(self, x: F32, out: U8) -> None:
+        """Quantize *x*, float32 (n_rows, n_cols), into *out*, uint8 (n_rows, row_bytes), both C-contiguous.
+
+        The bytes are those of `ggml_quantize_chunk` without an importance matrix.
+
+        Raises:
+            FormatError: if a row cannot be cut into blocks.
+            UsageError: if an array has another type, shape or memory order.
+        """
+        self._check(x, out)
+        blocks, data = x.reshape(-1, self.block_size), out.reshape(-1, self.type_size)
+        with np.errstate(all="ignore"):
+            for start in range(0, len(blocks), self.tile_blocks):
+                stop = start + self.tile_blocks
+                self.quantize_blocks(blocks[start:stop], data[start:stop])
+
+    def dequantize_rows(self, data: U8, out: F32) -> None:
+        """Expand *data*, uint8 (n_rows, row_bytes), into *out*, float32 (n_rows, n_cols), both C-contiguous.
+
+        The values are those of ggml's `to_float`.
+
+        Raises:
+            FormatError: if a row cannot be cut into blocks.
+            UsageError: if an array has another type, shape or memory order.
+        """
+        self._check(out, data)
+        blocks, values = data.reshape(-1, self.type_size), out.reshape(-1, self.block_size)
+        with np.errstate(all="ignore"):
+            for start in range(0, len(blocks), self.tile_blocks):
+                stop = start + self.tile_blocks
+                self.dequantize_blocks(blocks[start:stop], values[start:stop])
+
+    @abstractmethod
+    def quantize_blocks(self, x: F32, out: U8) -> None:
+        """Quantize *x*, (n, block_size), into *out*, (n, type_size), for n up to `tile_blocks`."""
+
+    @abstractmethod
+    def dequantize_blocks(self, data: U8, out: F32) -> None:
+        """Expand *data*, (n, type_size), into *out*, (n, block_size), for n up to `tile_blocks`."""
+
+    def _check(self, values: F32, data: U8) -> None:
+        for array, dtype, what in ((values, np.float32, "the values"), (data, np.uint8, "the data")):
+            if array.dtype != dtype or array.ndim != 2 or not array.flags.c_contiguous:
+                raise UsageError(
+                    f"{what} of type {self.name} do not have the form its kernel takes",
+                    expected=f"a C-contiguous array of {np.dtype(dtype)} with two dimensions",
+                    found=f"{array.dtype} {array.shape}, {'' if array.flags.c_contiguous else 'not '}C-contiguous",
+                )
+        expected = (values.shape[0], self.row_bytes(values.shape[1]))
+        if data.shape != expected:
+            raise UsageError(f"the data of type {self.name} has another size", expected=expected, found=data.shape)

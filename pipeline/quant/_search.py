@@ -1,0 +1,240 @@
+"""The searches of the K types: for each sub-block the scale (and minimum) with the smallest weighted error.
+
+A tile is laid out `(k, m)`: element i of all m sub-blocks in row i.  All sub-blocks go through the candidates together,
+and sums run down the rows in the order of the elements, as C's loops do: NumPy adds row after row there, while a sum
+along a row would be pairwise.  Products are formed in C's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.quant._base import F32, U8, Index, Take
+from pipeline.quant._kernels import first_of_magnitude, nearest_int, signed_largest
+
+GROUP_MAX_EPS: Final = np.float32(1e-15)
+
+Round = Callable[[F32, int, int], None]
+
+
+class SearchBuffers:
+    """Scratch of a search over up to *m* sub-blocks of *k* elements."""
+
+    def __init__(self, take: Take, k: int, m: int) -> None:
+        self._flat = [take((k * m,), np.float32) for _ in range(5)]
+
+    def shaped(self, k: int, m: int) -> list[F32]:
+        """Return the arrays as (k, m), contiguous."""
+        return [flat[: k * m].reshape(k, m) for flat in self._flat]
+
+
+def round_fast(f: F32, low: int, high: int) -> None:
+    """Round *f* to integers within [low, high], in place; right while `nearest_int` is a rounding."""
+    np.rint(f, out=f)
+    f.clip(np.float32(low), np.float32(high), out=f)
+
+
+def round_exact(f: F32, low: int, high: int) -> None:
+    """Do the same for every float32, as `nearest_int` and a clip do it."""
+    np.copyto(f, np.clip(nearest_int(f), low, high), casting="unsafe")
+
+
+def quants(f: F32, wild: Index, low: int, high: int, out: U8) -> None:
+    """Write `clip(nearest_int(f)) - low` to *out*, (k, m); the columns *wild* leave the range of plain rounding."""
+    kept = f[:, wild]
+    round_fast(f, low, high)
+    f -= np.float32(low)
+    np.copyto(out, f, casting="unsafe")
+    if len(wild):
+        out[:, wild] = np.clip(nearest_int(kept), low, high) - np.int32(low)
+
+
+class Range(NamedTuple):
+    """Smallest and largest element of each sub-block, (m,)."""
+
+    low: F32
+    high: F32
+
+
+class Affine(NamedTuple):
+    """What `make_qkx2_quants` finds, each (m,).
+
+    *scale* and *min* as it returns them, though the latter not negated; *inverse* and *offset* give the L it found:
+    `nearest_int(inverse * (x - offset))`.
+    """
+
+    scale: F32
+    min: F32
+    inverse: F32
+    offset: F32
+
+
+class Candidates(NamedTuple):
+    """The arguments rmin, rdelta, nstep and nmax of `make_qkx2_quants`."""
+
+    first: float
+    delta: float
+    n_steps: int
+    n_max: int
+
+    def numerators(self) -> list[np.float32]:
+        """Return `rmin + rdelta*is + nmax` for each step."""
+        first, delta, top = np.float32(self.first), np.float32(self.delta), np.float32(self.n_max)
+        return [first + delta * np.float32(step) + top for step in range(self.n_steps + 1)]
+
+
+def make_qkx2_quants(x: F32, bounds: Range, plan: Candidates, buf: SearchBuffers) -> Affine:
+    """Mirror `make_qkx2_quants` with the weights of `quantize_row_q4_K_ref`, for *x*, (32, m).
+
+    Sub-blocks of equal elements that are not positive come out as C returns them: scale 0, all L zero.  Others are
+    searched; those where a rounding left the range of `rint` are searched once more with the exact rounding.
+    """
+    low = np.minimum(bounds.low, np.float32(0))
+    flat = bounds.high == low
+    at = np.flatnonzero(~flat)
+    if len(at) > 0.9 * len(flat):  # the search leaves the few others as they are
+        found, wild = _search_affine(x, low, bounds.high, plan, buf.shaped(*x.shape)[1:], round_fast)
+    else:
+        found = Affine(*(np.zeros_like(low) for _ in Affine._fields))
+        wild = np.empty(0, np.intp)
+        if len(at):
+            part, *scratch = buf.shaped(len(x), len(at))
+            np.take(x, at, axis=1, out=part)
+            some, wild = _search_affine(part, low[at], bounds.high[at], plan, scratch, round_fast)
+            _put(found, at, some)
+            wild = at[wild]
+    if len(wild):
+        scratch = [np.empty((len(x), len(wild)), np.float32) for _ in range(4)]
+        exact, _ = _search_affine(x[:, wild], low[wild], bounds.high[wild], plan, scratch, round_exact)
+        _put(found, wild, exact)
+    _put(found, np.flatnonzero(flat), Affine(np.float32(0), low[flat], np.float32(0), np.float32(0)))
+    return found
+
+
+def _put(target: Affine, at: Index, values: Affine) -> None:
+    for array, value in zip(target, values, strict=True):
+        array[at] = value
+
+
+def _search_affine(
+    x: F32, low: F32, high: F32, plan: Candidates, scratch: list[F32], rounding: Round
+) -> tuple[Affine, Index]:
+    """Search all of *x*, (32, m); return what was found and where *rounding* may have left its range."""
+    w, l, t, u = scratch
+    np.multiply(x, x, out=t)
+    np.add(np.abs(x, out=w), np.sqrt(np.add.reduce(t, axis=0) / np.float32(32)), out=w)
+    sum_w, sum_x = np.add.reduce(w, axis=0), np.add.reduce(np.multiply(w, x, out=t), axis=0)
+
+    span = high - low
+    inverse = np.float32(plan.n_max) / span
+    np.multiply(np.subtract(x, low, out=l), inverse, out=l)
+    rounding(l, 0, plan.n_max)
+    best = Affine(np.float32(1) / inverse, low.copy(), inverse.copy(), low.copy())
+    best_error = _squared_error(x, w, l, best.scale, best.min, t)
+    tame = _is_tame(span, np.float32(0)) | (span == 0)  # the latter come out as zeros, whatever happens here
+
+    for numerator in plan.numerators():
+        np.divide(numerator, span, out=inverse)
+        np.multiply(np.subtract(x, best.min, out=l), inverse, out=l)
+        rounding(l, 0, plan.n_max)
+        sum_l = np.add.reduce(np.multiply(w, l, out=t), axis=0)
+        sum_xl = np.add.reduce(np.multiply(t, x, out=u), axis=0)
+        sum_l2 = np.add.reduce(np.multiply(t, l, out=t), axis=0)
+        determinant = sum_w * sum_l2 - sum_l * sum_l
+        scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
+        offset = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
+        at = np.flatnonzero(offset > 0)
+        offset[at] = 0
+        scale[at] = sum_xl[at] / sum_l2[at]
+
+        error = _squared_error(x, w, l, scale, offset, t)
+        at = np.flatnonzero(error < best_error)
+        at = at[determinant[at] > 0]
+        best_error[at] = error[at]
+        # The next candidates start from the new minimum, so this one's own must be remembered for its L.
+        _put(best, at, Affine(scale[at], offset[at], inverse[at], best.min[at]))
+        span[at] = high[at] - offset[at]
+        tame[at] &= _is_tame(span[at], low[at] - offset[at])
+    return best, np.flatnonzero(~tame)
+
+
+def _squared_error(x: F32, w: F32, l: F32, scale: F32, offset: F32, t: F32) -> F32:
+    """Return the sum of `w * (scale*l + offset - x)**2` of each sub-block."""
+    np.multiply(l, scale, out=t)
+    t += offset
+    t -= x
+    t *= t
+    t *= w
+    return np.add.reduce(t, axis=0)
+
+
+def _is_tame(span: F32, below: F32 | np.float32) -> NDArray[np.bool_]:
+    """Say where the roundings that follow stay far below `nearest_int`'s limit and meet no infinity.
+
+    They round at most `(n_max + 1) * (x - min) / span`, with x - min between *below* and *span*.
+    """
+    return (span >= 1e-36) & (span <= 1e38) & (np.abs(below) <= span * np.float32(1e5))
+
+
+class Linear(NamedTuple):
+    """What `make_qx_quants` finds, each (m,): the scale, and the *inverse* that gives L, `nearest_int(inverse * x)`.
+
+    In the sub-blocks *empty* all magnitudes are below GROUP_MAX_EPS: scale 0, and every L is 0 there.
+    """
+
+    scale: F32
+    inverse: F32
+    empty: Index
+
+
+def make_qx_quants(x: F32, bounds: Range, n_max: int, buf: SearchBuffers) -> Linear:
+    """Mirror `make_qx_quants` with rmse_type 1 and no weights given, for *x*, (16, m)."""
+    largest, amax, ties = signed_largest(bounds.low, bounds.high)
+    if len(ties):
+        largest[ties] = first_of_magnitude(x[:, ties], amax[ties])
+    is_empty = amax < GROUP_MAX_EPS
+    empty = np.flatnonzero(is_empty)
+    if len(empty) <= 0.1 * len(amax):  # the search finds nothing in the few
+        largest[empty] = np.inf
+        return Linear(*_search_linear(x, largest, n_max, buf.shaped(*x.shape)[1:]), empty)
+    found = Linear(np.zeros_like(amax), np.zeros_like(amax), empty)
+    at = np.flatnonzero(~is_empty)
+    if len(at):
+        part, *scratch = buf.shaped(len(x), len(at))
+        np.take(x, at, axis=1, out=part)
+        found.scale[at], found.inverse[at] = _search_linear(part, largest[at], n_max, scratch)
+    return found
+
+
+def _search_linear(x: F32, largest: F32, n_max: int, scratch: list[F32]) -> tuple[F32, F32]:
+    """Search all of *x*, (16, m); return scales and inverses.  `nearest_int` is a rounding here for finite x."""
+    w, wx, l, t = scratch
+    np.multiply(x, x, out=w)
+    np.multiply(w, x, out=wx)
+    best_inverse = np.float32(-n_max) / largest
+    sum_lx, sum_l2 = _moments(x, w, wx, best_inverse, n_max, l, t)
+    scale = np.divide(sum_lx, sum_l2, out=np.zeros_like(sum_lx), where=sum_l2 != 0)
+    best = scale * sum_lx
+    for step in (*range(-9, 0), *range(1, 10)):
+        inverse = -(np.float32(n_max) + np.float32(0.1) * np.float32(step)) / largest
+        sum_lx, sum_l2 = _moments(x, w, wx, inverse, n_max, l, t)
+        at = np.flatnonzero(sum_lx * sum_lx > best * sum_l2)
+        at = at[sum_l2[at] > 0]
+        scale[at] = sum_lx[at] / sum_l2[at]
+        best[at] = scale[at] * sum_lx[at]
+        best_inverse[at] = inverse[at]
+    return scale, best_inverse
+
+
+def _moments(x: F32, w: F32, wx: F32, inverse: F32, n_max: int, l: F32, t: F32) -> tuple[F32, F32]:
+    """Return the sums of `w*x*l` and of `w*l*l` with `l = nearest_int(inverse*x)`, clipped."""
+    np.multiply(x, inverse, out=l)
+    round_fast(l, -n_max, n_max - 1)
+    sum_lx = np.add.reduce(np.multiply(wx, l, out=t), axis=0)
+    np.multiply(w, l, out=t)
+    t *= l
+    return sum_lx, np.add.reduce(t, axis=0)

@@ -1,0 +1,333 @@
+"""A store: blobs by content, and manifests by name on top of them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import AccessError, FormatError, PipelineError, UsageError
+from pipeline.store import _disk, locks
+from pipeline.store.blobs import TEMP_PREFIX, Blobs, hash_bytes, hash_file
+from pipeline.store.locks import Message
+from pipeline.store.manifest import Manifest
+from pipeline.store.names import Name
+from pipeline.types import Blob, Layer
+
+_MANIFEST_TEMP_PREFIX = ".pkg-"
+_PLACE_TRIES = 20
+_BLOB_FILE = re.compile(r"sha256-[0-9a-f]{64}")
+_ANY_DIGEST = re.compile(rb"sha256[:-]([0-9a-fA-F]{64})")
+
+
+def _quiet(_: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of a store.  *digest* is that of the manifest file, *modified* its time (UTC), *size* in bytes."""
+
+    name: Name
+    digest: str
+    size: int
+    modified: datetime
+    layers: tuple[Layer, ...]
+
+    @property
+    def id(self) -> str:
+        """What `ollama list` shows as ID."""
+        return self.digest.removeprefix("sha256:")[:12]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file under manifests/ that names no model, and why."""
+
+    path: Path
+    reason: str
+
+
+class Verified(NamedTuple):
+    """A layer, read back; *found* is what its file has: a digest, a size, or "missing"."""
+
+    layer: Layer
+    ok: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A file that `gc` removed, and its size in bytes."""
+
+    path: Path
+    size: int
+
+
+class Store(Blobs):
+    """Ollama's store under *root*.
+
+    Hold `writing()` from the first blob to the manifest: without it, a removal next door may take a blob that is there
+    already and that the manifest is about to name.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.manifests_dir = root / "manifests"
+
+    def writing(self, waiting: Message = _quiet) -> AbstractContextManager[None]:
+        """Hold the store's lock as one of its writers; *waiting* gets a sentence if a removal must finish first."""
+        return self._locked(locks.shared, waiting)
+
+    def manifest_path(self, name: Name) -> Path:
+        """Return where the manifest of *name* lies, whether or not it exists."""
+        return self.manifests_dir / name.path
+
+    def manifest_bytes(self, name: Name) -> bytes:
+        """Return a manifest's bytes as they stand.
+
+        Raises:
+            UsageError: if the store has no such model.
+            AccessError: if the file can not be read.
+        """
+        path = self.manifest_path(name)
+        with _disk.translated(path):
+            try:
+                return path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                pass
+        known = [str(entry.name) for entry in self.list()]
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`gguf-pipeline list` shows what is there"
+        raise UsageError(f"no such model in the store {self.root}", where=name, hint=hint)
+
+    def read_manifest(self, name: Name) -> Manifest:
+        """Return the manifest of a model.
+
+        Raises:
+            UsageError: if the store has no such model.
+            FormatError: if the file is no manifest.
+        """
+        return Manifest.from_bytes(self.manifest_bytes(name), self.manifest_path(name))
+
+    def write_manifest(self, name: Name, manifest: Manifest) -> str:
+        """Make one model visible and return the manifest's digest; see `write_manifests`."""
+        return self.write_manifests([(name, manifest)])[0]
+
+    def write_manifests(self, items: Sequence[tuple[Name, Manifest]]) -> tuple[str, ...]:
+        """Make models visible, all of them or, after an error, none; return the manifests' digests.
+
+        Every blob must be there; they are looked at before, and once more when the names are in place, because an
+        Ollama that removes a model in between may take a blob that it shares with ours.
+
+        Raises:
+            AccessError: if a blob is missing or has another size, or the disk refuses.
+            UsageError: if a name is there in another spelling of upper and lower case.
+        """
+        self._require_blobs(items)
+        self._refuse_second_spellings([name for name, _ in items])
+        with _disk.translated(self.manifests_dir), ExitStack() as undo:
+            data = [manifest.to_bytes() for _, manifest in items]
+            temps = [undo.enter_context(self._manifest_temp(text)) for text in data]
+            with ExitStack() as restore:
+                for (name, _), temp in zip(items, temps, strict=True):
+                    restore.callback(self._restore, self.manifest_path(name), self._old_bytes(name))
+                    self._place(temp, self.manifest_path(name))
+                self._require_blobs(items)
+                restore.pop_all()
+        return tuple(hash_bytes(text).digest for text in data)
+
+    def list(self) -> tuple[Entry, ...]:
+        """Return the store's models, the newest first; files that are no manifest are left to `problems`."""
+        entries = [found for found in self._scan() if isinstance(found, Entry)]
+        return tuple(sorted(entries, key=lambda entry: (-entry.modified.timestamp(), entry.name)))
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Return what lies under manifests/ and names no model."""
+        return tuple(found for found in self._scan() if isinstance(found, Problem))
+
+    def remove(self, name: Name, waiting: Message = _quiet) -> tuple[Blob, ...]:
+        """Remove a model and the blobs that no other manifest names; return those blobs.
+
+        Raises:
+            UsageError: if the store has no such model.
+            AccessError: if the disk refuses.
+        """
+        with self._locked(locks.exclusive, waiting):
+            own = _digests(self.manifest_bytes(name))
+            path = self.manifest_path(name)
+            with _disk.translated(path):
+                path.unlink()
+                _disk.sync_folder(path.parent)
+                _disk.remove_empty_folders(path.parent, self.manifests_dir)
+                blobs = [self.blob_path(digest) for digest in sorted(own - self._referenced())]
+                return tuple(_unlinked(blob) for blob in blobs if blob.exists())
+
+    def gc(self, older_than: float = 3600.0, waiting: Message = _quiet) -> tuple[Swept, ...]:
+        """Remove unreferenced blobs and left-over temporary files of ours that are *older_than* seconds or more.
+
+        Raises:
+            FormatError: if a manifest can not be read: the blobs that it names are then unknown.
+            AccessError: if the disk refuses.
+        """
+        with self._locked(locks.exclusive, waiting), _disk.translated(self.root):
+            for problem in self.problems():
+                raise FormatError(
+                    "a bad manifest: which blobs it needs is unknown, so none are removed",
+                    where=problem.path,
+                    found=problem.reason,
+                    hint="remove this file, then run gc again",
+                )
+            limit = time.time() - older_than
+            with locks.sweeping(self.root) as alone:
+                found = [*self._unreferenced(), *(self._temporaries() if alone else ())]
+                old = [path for path in found if path.stat().st_mtime <= limit]
+                return tuple(Swept(path, _unlinked(path).size) for path in old)
+
+    def verify(self, name: Name) -> Iterator[Verified]:
+        """Read every blob of a model back and hash it, one after the other.
+
+        Raises:
+            UsageError: if the store has no such model.
+            FormatError: if its manifest is bad.
+        """
+        for layer in self.read_manifest(name).all_layers:
+            path = self.blob_path(layer.blob.digest)
+            with _disk.translated(path):
+                try:
+                    found = hash_file(path)
+                except FileNotFoundError:
+                    yield Verified(layer, False, "missing")
+                    continue
+            other_size = found.digest == layer.blob.digest and found.size != layer.blob.size
+            yield Verified(layer, found == layer.blob, f"{found.size} bytes" if other_size else found.digest)
+
+    @contextmanager
+    def _locked(self, lock: locks.Lock, waiting: Message) -> Iterator[None]:
+        with ExitStack() as stack:
+            with _disk.translated(self.root):
+                _disk.make_folder(self.root)
+                stack.enter_context(lock(self.root, waiting))
+            yield
+
+    def _scan(self) -> Iterator[Entry | Problem]:
+        for path in self._manifest_files():
+            try:
+                with _disk.translated(path):
+                    data, modified = path.read_bytes(), path.stat().st_mtime
+                name = Name(*path.relative_to(self.manifests_dir).parts)
+                manifest = Manifest.from_bytes(data)
+            except PipelineError as exc:
+                if path.exists():  # else removed meanwhile
+                    yield Problem(path, f"{exc.what} ({exc.found})" if exc.found else exc.what)
+                continue
+            digest = hash_bytes(data).digest
+            yield Entry(name, digest, manifest.size, datetime.fromtimestamp(modified, UTC), manifest.layers)
+
+    def _manifest_files(self) -> Iterator[Path]:
+        """Walk exactly the depth that Ollama walks: host, namespace, model, tag."""
+        return (path for path in sorted(self.manifests_dir.glob("*/*/*/*")) if not path.is_dir())
+
+    def _referenced(self) -> set[str]:
+        """Collect every digest that any manifest file mentions, the bad ones included."""
+        used: set[str] = set()
+        for path in self._manifest_files():
+            used |= _digests(path.read_bytes())
+        return used
+
+    def _unreferenced(self) -> Iterator[Path]:
+        used = self._referenced()
+        for path in sorted(self.blobs_dir.glob("sha256-*")):
+            if _BLOB_FILE.fullmatch(path.name) and path.name.replace("-", ":") not in used:
+                yield path
+
+    def _temporaries(self) -> Iterator[Path]:
+        yield from sorted(self.blobs_dir.glob(f"{TEMP_PREFIX}*"))
+        yield from sorted(self.blobs_dir.glob(f".{TEMP_PREFIX}*"))  # of a writer that works beside its final name
+        yield from sorted(self.root.glob(f"{_MANIFEST_TEMP_PREFIX}*"))
+
+    def _require_blobs(self, items: Sequence[tuple[Name, Manifest]]) -> None:
+        for name, manifest in items:
+            for layer in manifest.all_layers:
+                if not self.has(layer.blob.digest, layer.blob.size):
+                    raise AccessError(
+                        "a blob of the model is not in the store",
+                        where=name,
+                        expected=f"{layer.blob.digest} ({layer.blob.size} bytes)",
+                        hint="another program removed it; publish again",
+                    )
+
+    def _refuse_second_spellings(self, names: Sequence[Name]) -> None:
+        """Keep one spelling of each name: older Ollamas mix up models whose names differ in case alone."""
+        known = {"/".join(path.parts[-4:]) for path in self._manifest_files()} | {str(name.path) for name in names}
+        for name in names:
+            for other in known:
+                if other.lower() == str(name.path).lower() and other != str(name.path):
+                    raise UsageError(
+                        "the store has this name in another spelling",
+                        where=name,
+                        found=other,
+                        hint="use that spelling, or remove it first with `gguf-pipeline rm`",
+                    )
+
+    @contextmanager
+    def _manifest_temp(self, data: bytes) -> Iterator[Path]:
+        """Write a manifest to a file at the root: a stray name under manifests/ would stop Ollama's prune."""
+        _disk.make_folder(self.blobs_dir)
+        fd, text = tempfile.mkstemp(prefix=_MANIFEST_TEMP_PREFIX, dir=self.root)
+        path = Path(text)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+            path.chmod(_disk.FILE_MODE)
+            _disk.adopt(path, self.blobs_dir)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _place(self, temp: Path, final: Path) -> None:
+        for left in reversed(range(_PLACE_TRIES)):
+            _disk.make_folder(final.parent)
+            try:
+                temp.replace(final)
+                break
+            except FileNotFoundError:
+                # a starting Ollama prunes empty folders, this one too before the file is in it
+                if not left:
+                    raise
+        _disk.sync_folder(final.parent)
+
+    def _old_bytes(self, name: Name) -> bytes | None:
+        try:
+            return self.manifest_path(name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _restore(self, path: Path, old: bytes | None) -> None:
+        if old is None:
+            path.unlink(missing_ok=True)
+            _disk.remove_empty_folders(path.parent, self.manifests_dir)
+            return
+        with self._manifest_temp(old) as temp:
+            self._place(temp, path)
+
+
+def _digests(data: bytes) -> set[str]:
+    return {f"sha256:{digest.decode().lower()}" for digest in _ANY_DIGEST.findall(data)}
+
+
+def _unlinked(path: Path) -> Blob:
+    """Remove a file and tell what it was."""
+    size = path.stat().st_size
+    path.unlink()
+    return Blob(path.name.replace("-", ":", 1), size)

@@ -1,0 +1,167 @@
+"""The tokenizer stage: from a checkpoint folder to the tokenizer.* keys of the GGUF header.
+
+Reads tokenizer.json or tokenizer.model, tokenizer_config.json, generation_config.json and the chat template; weights
+are never touched and nothing is run.  What llama.cpp cannot follow is refused, or said in the notes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import FormatError, UnsupportedError
+from pipeline.tokenizer._json import optional, read_optional
+from pipeline.tokenizer.bpe import byte_level_vocabulary
+from pipeline.tokenizer.chat_template import ChatTemplates, read_chat_templates, template_keys
+from pipeline.tokenizer.sentencepiece import read_model, sentencepiece_vocabulary
+from pipeline.tokenizer.sentencepiece_json import json_vocabulary, space_prefix
+from pipeline.tokenizer.special import KEYS, Special, read_eos_ids, read_special, token_text
+from pipeline.tokenizer.tokenizer_json import BYTE_LEVEL, TokenizerJson, read_tokenizer_json
+from pipeline.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
+from pipeline.types import KV, ValueType, array, boolean, string, u32
+
+__all__ = ["Tokenizer", "read_tokenizer"]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A checkpoint's tokenizer, as GGUF has it.
+
+    *metadata* are the tokenizer.* entries in file order.  *bos* and *eos* are the texts that the chat template sees.
+    *eos_ids* are all ids that end a generation, the tokenizer's own first.  *pre* is llama.cpp's rule of
+    pre-tokenization, *kind* the tokenizer in words; *notes* say what llama.cpp does differently.
+    """
+
+    metadata: tuple[KV, ...]
+    chat_template: str | None
+    bos: str | None
+    eos: str | None
+    eos_ids: tuple[int, ...]
+    n_tokens: int
+    pre: str
+    kind: str
+    notes: tuple[str, ...]
+
+    @property
+    def eos_texts(self) -> tuple[str, ...]:
+        """The texts of *eos_ids*."""
+        tokens = next(kv.value for kv in self.metadata if kv.key == "tokenizer.ggml.tokens")
+        return tuple(tokens[token_id] for token_id in self.eos_ids)
+
+
+def read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    """Read the tokenizer of the checkpoint in *folder*.
+
+    *config* is config.json's text part; its vocab_size, the rows of the embedding, pads the vocabulary.
+
+    Raises:
+        FormatError: if a file is not what it claims, or the vocabulary is larger than vocab_size.
+        UnsupportedError: if llama.cpp has no such tokenizer.
+    """
+    tokenizer_config = read_optional(folder / "tokenizer_config.json")
+    source = _read_source(folder)
+    vocabulary = _vocabulary(folder, source, tokenizer_config, config)
+    configs = [read_optional(folder / "config.json"), config]
+    post_processor = None if source is None else source.post_processor
+    special = read_special(folder, vocabulary, post_processor, tokenizer_config, configs)
+    templates = read_chat_templates(folder, tokenizer_config)
+    return Tokenizer(
+        metadata=_keys(vocabulary, special, templates),
+        chat_template=templates.default,
+        bos=_text(folder, tokenizer_config, "bos", special, vocabulary),
+        eos=_text(folder, tokenizer_config, "eos", special, vocabulary),
+        eos_ids=_eos_ids(folder, config, special, len(vocabulary.tokens)),
+        n_tokens=len(vocabulary.tokens),
+        pre=vocabulary.pre,
+        kind=vocabulary.kind,
+        notes=vocabulary.notes + special.notes,
+    )
+
+
+def _read_source(folder: Path) -> TokenizerJson | None:
+    """Read tokenizer.json, where there is one or where nothing else could help."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return read_tokenizer_json(path)
+    if (folder / "tokenizer.model").is_file():
+        return None
+    raise UnsupportedError(
+        "checkpoint has no tokenizer",
+        where=folder,
+        expected="tokenizer.json or tokenizer.model",
+        found=", ".join(sorted(p.name for p in folder.glob("*tok*"))) or "neither",
+        hint="transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes tokenizer.json",
+    )
+
+
+def _vocabulary(
+    folder: Path, source: TokenizerJson | None, tokenizer_config: dict[str, Any], config: dict[str, Any]
+) -> Vocabulary:
+    """Choose the reader: byte-level BPE is in tokenizer.json alone, SentencePiece rather in tokenizer.model."""
+    vocab_size = _vocab_size(config, folder)
+    if source is not None and source.family == BYTE_LEVEL:
+        return byte_level_vocabulary(source, vocab_size)
+    path = folder / "tokenizer.model"
+    stated = optional(tokenizer_config, "add_prefix_space", bool, folder / "tokenizer_config.json", "")
+    if source is not None and not path.is_file():
+        vocabulary = json_vocabulary(source, vocab_size, config.get("model_type"))
+        prefix = space_prefix(source)
+    else:
+        model = read_model(path)
+        vocabulary = sentencepiece_vocabulary(model, source, folder, tokenizer_config, vocab_size)
+        prefix = model.add_space_prefix if source is None else space_prefix(source)
+    prefix = prefix if stated is None else stated
+    # llama.cpp's default is true; the official converter writes the key where the checkpoint says something.
+    return replace(vocabulary, add_space_prefix=prefix if stated is not None or not prefix else None)
+
+
+def _vocab_size(config: dict[str, Any], folder: Path) -> int | None:
+    path = folder / "config.json"
+    size = optional(config, "vocab_size", int, path, "")
+    if size is not None and not 0 < size <= MAX_TOKENS:
+        raise FormatError("vocab_size", where=path, expected=f"1 to {MAX_TOKENS}", found=size)
+    return size
+
+
+def _keys(vocabulary: Vocabulary, special: Special, templates: ChatTemplates) -> tuple[KV, ...]:
+    keys = [*_vocabulary_keys(vocabulary), *_special_keys(special), *template_keys(templates)]
+    if vocabulary.add_space_prefix is not None:
+        keys.append(boolean("tokenizer.ggml.add_space_prefix", vocabulary.add_space_prefix))
+    return tuple(keys)
+
+
+def _vocabulary_keys(vocabulary: Vocabulary) -> tuple[KV, ...]:
+    keys = [string("tokenizer.ggml.model", vocabulary.model)]
+    if vocabulary.writes_pre:
+        keys.append(string("tokenizer.ggml.pre", vocabulary.pre))
+    keys.append(array("tokenizer.ggml.tokens", ValueType.STRING, vocabulary.tokens))
+    if vocabulary.scores is not None:
+        keys.append(array("tokenizer.ggml.scores", ValueType.FLOAT32, vocabulary.scores))
+    keys.append(array("tokenizer.ggml.token_type", ValueType.INT32, [int(t) for t in vocabulary.types]))
+    if vocabulary.merges is not None:
+        keys.append(array("tokenizer.ggml.merges", ValueType.STRING, vocabulary.merges))
+    return tuple(keys)
+
+
+def _special_keys(special: Special) -> tuple[KV, ...]:
+    ids = [u32(KEYS[kind], token_id) for kind, token_id in special.ids.items()]
+    adds = [boolean(f"tokenizer.ggml.add_{kind}_token", flag) for kind, flag in special.adds.items()]
+    return (*ids, *adds)
+
+
+def _text(
+    folder: Path, tokenizer_config: dict[str, Any], kind: str, special: Special, vocabulary: Vocabulary
+) -> str | None:
+    """Give the text of a special token as the chat template sees it: what the file says, null included."""
+    if f"{kind}_token" in tokenizer_config:
+        return token_text(tokenizer_config, kind, folder / "tokenizer_config.json")
+    token_id = special.ids.get(kind)
+    return None if token_id is None else vocabulary.tokens[token_id]
+
+
+def _eos_ids(folder: Path, config: dict[str, Any], special: Special, n_tokens: int) -> tuple[int, ...]:
+    path = folder / "generation_config.json"
+    own = [special.ids["eos"]] if "eos" in special.ids else []
+    found = [*own, *read_eos_ids(read_optional(path), path), *read_eos_ids(config, folder / "config.json")]
+    return tuple(token_id for token_id in dict.fromkeys(found) if token_id < n_tokens)

@@ -1,0 +1,202 @@
+"""The values that stages hand to each other.  All are frozen; none reads or writes a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class ValueType(IntEnum):
+    """Types of a GGUF metadata value (`enum gguf_type` in gguf.h)."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+@dataclass(frozen=True)
+class KV:
+    """One key and its value in a GGUF header; *item* is the element type of an ARRAY."""
+
+    key: str
+    type: ValueType
+    value: Any
+    item: ValueType | None = None
+
+
+def u32(key: str, value: int) -> KV:
+    """Make an unsigned 32-bit entry."""
+    return KV(key, ValueType.UINT32, int(value))
+
+
+def f32(key: str, value: float) -> KV:
+    """Make a float32 entry; the value is rounded to float32 here, so that equal files have equal values."""
+    return KV(key, ValueType.FLOAT32, float(np.float32(value)))
+
+
+def boolean(key: str, value: bool) -> KV:
+    """Make a bool entry."""
+    return KV(key, ValueType.BOOL, bool(value))
+
+
+def string(key: str, value: str) -> KV:
+    """Make a UTF-8 string entry."""
+    return KV(key, ValueType.STRING, value)
+
+
+def array(key: str, item: ValueType, values: Sequence[Any]) -> KV:
+    """Make an array entry with elements of type *item*."""
+    return KV(key, ValueType.ARRAY, tuple(values), item)
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """Where one tensor of the checkpoint lies, as its header says.
+
+    *dtype* is the safetensors name ("BF16", "F16", "F32", ...); *shape* is row-major (the last dimension is
+    contiguous); *offset* is absolute in *path*, in bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    n_bytes: int
+
+
+class Op(Protocol):
+    """One step between source values and output values, on a tensor seen as (n_rows, n_cols)."""
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Give the output shape for an input *shape*, both row-major."""
+
+    def source_rows(self, shape: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
+        """Give the input row of each output row in *rows* (int64); *shape* is the input shape."""
+
+    def values(self, tile: np.ndarray) -> None:
+        """Change a float32 tile (n_rows, n_cols) in place."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether values pass unchanged, so that raw bytes may be copied."""
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the output file.
+
+    *shape* is row-major; GGUF stores it reversed (ne0 first).  *type* is a ggml type name ("Q4_K").  Rows of the output
+    are the rows of *sources* one after another, passed through *ops*; a tensor without sources is *data* as it stands.
+    *offset* is relative to the start of the data section and a multiple of 32.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    n_bytes: int
+    offset: int
+    sources: tuple[SourceTensor, ...] = ()
+    ops: tuple[Op, ...] = ()
+    data: bytes | None = None
+
+    @property
+    def n_cols(self) -> int:
+        """Length of a row, in elements."""
+        return self.shape[-1]
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows: the product of all dimensions but the last."""
+        n = 1
+        for d in self.shape[:-1]:
+            n *= d
+        return n
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole GGUF file, decided before a weight is read.
+
+    *tensors* are in file order.  *data_start* is the absolute offset of the data section (the header, padded),
+    *file_bytes* the exact size of the file.
+    """
+
+    recipe: str
+    metadata: tuple[KV, ...]
+    tensors: tuple[PlannedTensor, ...]
+    data_start: int
+    file_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this machine: *folder* holds the checkpoint.
+
+    *repository* ("org/name") and *commit* are None for a local folder; *name* is what the model is called.
+    """
+
+    name: str
+    folder: Path
+    repository: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+    alias: str | None = None
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file by content: digest "sha256:<64 hex>" and size in bytes."""
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A blob with its media type, as it stands in a manifest."""
+
+    media_type: str
+    blob: Blob
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of a proof: *state* is "proven", "not checked" or "different"."""
+
+    name: str
+    state: str
+    detail: str = ""
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Modelfile:
+    """What a Modelfile says, as data; the text is rendered from templates/Modelfile.j2.
+
+    *parameters* are pairs in order; a repeated name (stop) is a list in Ollama's own terms.
+    """
+
+    parameters: tuple[tuple[str, int | float | bool | str], ...] = ()
+    template: str | None = None
+    system: str | None = None
+    licenses: tuple[str, ...] = ()
+    messages: tuple[tuple[str, str], ...] = ()
+    family: str | None = None
+    extra: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,124 @@
+"""Every architecture against its golden fixtures: tensors, metadata, logits."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import arch as archs
+from pipeline import flow, gguf
+from pipeline.types import KV, ValueType
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "arch"
+GOLDEN = sorted(path.name for path in FIXTURES.iterdir())
+
+# Fixtures whose activation is exact in ggml; the mean KL divergence of a correct file is about 1e-13.
+MAX_KL = 1e-9
+
+# Keys of the official converter that we leave out or add, each with the reason.
+OURS_ONLY = {
+    "gguf_pipeline.byte_version": "tells which bytes this version writes",
+    "tokenizer.ggml.tokens": "compared with official_vocab.json.gz",
+    "tokenizer.ggml.scores": "compared with official_vocab.json.gz",
+    "tokenizer.ggml.token_type": "compared with official_vocab.json.gz",
+    "tokenizer.ggml.merges": "compared with official_vocab.json.gz",
+    "tokenizer.ggml.add_eos_token": "always written, so that no engine falls back to a default of its own",
+    "tokenizer.ggml.add_bos_token": "always written, so that no engine falls back to a default of its own",
+}
+OFFICIAL_ONLY = {
+    "tokenizer.ggml.add_sep_token": "a default that only encoders read; these are decoders",
+}
+
+
+class _Quiet:
+    def stage(self, text: str) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def bar(self, text: str) -> Any:
+        """Show nothing."""
+        import contextlib
+
+        return contextlib.nullcontext(lambda _done, _total: None)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, gguf.GgufFile]:
+    """Every golden fixture as an F32 GGUF of ours."""
+    folder = tmp_path_factory.mktemp("golden")
+    files = {}
+    for name in GOLDEN:
+        flow.convert(str(FIXTURES / name), folder / f"{name}.gguf", "F32", _Quiet())
+        files[name] = gguf.read_gguf(folder / f"{name}.gguf")
+    return files
+
+
+def _official(name: str) -> dict[str, Any]:
+    return json.loads((FIXTURES / name / "official.json").read_text(encoding="utf-8"))
+
+
+def test_every_architecture_has_a_golden_fixture() -> None:
+    """A row without a fixture that names one of its classes is a failure, not a skip."""
+    covered = set()
+    for name in GOLDEN:
+        config = json.loads((FIXTURES / name / "config.json").read_text(encoding="utf-8"))
+        covered.add(archs.match(config).name)
+    assert set(archs.archs()) == covered
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_tensors_equal_the_official_converter(name: str, converted: dict[str, gguf.GgufFile]) -> None:
+    """Names, shapes, types and bytes of all tensors are those of llama.cpp's own converter."""
+    file = converted[name]
+    expected = {t["name"]: (tuple(reversed(t["shape"])), t["dtype"], t["sha256"]) for t in _official(name)["tensors"]}
+    found = {}
+    for tensor in file.tensors:
+        data = np.empty(tensor.n_bytes, np.uint8)
+        file.read_tensor_bytes(tensor, 0, data)
+        found[tensor.name] = (tensor.shape, tensor.type, hashlib.sha256(data).hexdigest())
+    assert expected == found
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_metadata_equals_the_official_converter(name: str, converted: dict[str, gguf.GgufFile]) -> None:
+    """Every key has the official value and type; each difference is listed above with its reason."""
+    expected = {k: (v["type"], v["value"]) for k, v in _official(name)["metadata"].items()}
+    found = {key: _as_official(kv) for key, kv in converted[name].metadata.items()}
+    assert {k for k in expected if k not in found} <= set(OFFICIAL_ONLY)
+    assert {k for k in found if k not in expected} <= set(OURS_ONLY)
+    assert {k: expected[k] for k in expected if k in found} == {k: found[k] for k in expected if k in found}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_vocabulary_equals_the_official_converter(name: str, converted: dict[str, gguf.GgufFile]) -> None:
+    """Tokens, scores, types and merges are the official ones, element for element."""
+    with gzip.open(FIXTURES / name / "official_vocab.json.gz", "rt", encoding="utf-8") as file:
+        expected = json.load(file)
+    found = {key: list(kv.value) for key, kv in converted[name].metadata.items() if key in expected}
+    assert {key for key in expected if expected[key]} == set(found)
+    for key, values in found.items():
+        assert expected[key] == values, key
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", GOLDEN)
+def test_logits_equal_the_reference(name: str, converted: dict[str, gguf.GgufFile], libllama: Any) -> None:
+    """llama.cpp computes from our file what transformers computes from the checkpoint."""
+    reference = np.load(FIXTURES / name / "reference.npz")
+    got = libllama.logits(converted[name].path, reference["input_ids"])
+    assert libllama.mean_kl(reference["logits"], got) < MAX_KL
+    assert (reference["logits"].argmax(-1) == got.argmax(-1)).all()
+
+
+def _as_official(kv: KV) -> tuple[list[str], Any]:
+    if kv.type is ValueType.ARRAY and kv.item is not None:
+        return ["ARRAY", kv.item.name], list(kv.value)
+    return [kv.type.name], kv.value

@@ -1,0 +1,72 @@
+"""Our quantized files are llama-quantize's files, byte for byte, and do not change under its COPY."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import quant
+
+pytestmark = pytest.mark.native
+
+RECIPES = [name for name in sorted(quant.recipes()) if name != "F32"]
+MODELS = ("demo", "llama3", "llama2", "qwen2")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _llama_quantize(llama: Any, source: Path, target: Path, kind: str) -> str:
+    subprocess.run(
+        [llama.program("llama-quantize"), source, target, kind], check=True, capture_output=True, timeout=300
+    )
+    return _sha256(target)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def unquantized(request: pytest.FixtureRequest, cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One model in its own precision, as `convert` writes it."""
+    folder = tmp_path_factory.mktemp("whole")
+    root = Path(__file__).parent.parent
+    model = request.param if request.param == "demo" else root / "fixtures" / "arch" / request.param
+    cli("convert", model, "-o", folder / "auto.gguf")
+    return model, folder / "auto.gguf"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_quantize_writes_the_bytes_of_llama_quantize(
+    unquantized: Any, recipe: str, cli: Any, llama: Any, tmp_path: Path
+) -> None:
+    """Header, order, types and every block are equal, fall-backs for odd widths included."""
+    _, source = unquantized
+    cli("quantize", source, "-o", tmp_path / "ours.gguf", "--quant", recipe)
+    assert _llama_quantize(llama, source, tmp_path / "theirs.gguf", recipe) == _sha256(tmp_path / "ours.gguf")
+
+
+def test_convert_is_a_fixed_point_of_copy(unquantized: Any, llama: Any, tmp_path: Path) -> None:
+    """llama-quantize COPY gives our converted file back as it is."""
+    _, source = unquantized
+    assert _llama_quantize(llama, source, tmp_path / "copy.gguf", "COPY") == _sha256(source)
+
+
+def test_publish_equals_the_way_over_convert(published: Any, cli: Any, llama: Any, tmp_path: Path) -> None:
+    """`publish` quantizes from the checkpoint's own precision: the same bytes as convert, then llama-quantize."""
+    cli("convert", "demo", "-o", tmp_path / "auto.gguf")
+    for file in published.report["files"]:
+        theirs = _llama_quantize(llama, tmp_path / "auto.gguf", tmp_path / "theirs.gguf", file["recipe"])
+        assert f"sha256:{theirs}" == file["digest"]
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_threads_do_not_change_bytes(threads: str, published: Any, cli: Any, tmp_path: Path) -> None:
+    """One worker or three: the same file."""
+    root = tmp_path / "registry"
+    done = cli("publish", "demo", "--threads", threads, "--proof", "none", "--json", GGUF_PIPELINE_STORE=str(root))
+    assert published.report["files"][0]["digest"] in done.stdout
