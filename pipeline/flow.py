@@ -95,7 +95,7 @@ def package(job: Job, log: Log) -> Report:
 def prepare(model: str, log: Log) -> Prepared:
     """Find a model, download it if need be, and read all its headers."""
     with log.bar(f"reading {model}") as progress:
-        source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total))
+        source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
         checkpoint = open_checkpoint(source.folder)
         tokenizer = read_tokenizer(source.folder, dict(checkpoint.config))
         blueprint = plans.from_checkpoint(checkpoint, tokenizer, source)
@@ -209,7 +209,10 @@ def proof(job: Job, prepared: Prepared, store: Store, published: publish.Publish
     names = [name for name in published.names if name.tag in job.quants]
     tokenizer = prepared.tokenizer
     tokens = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
-    return (*prove.run(job.proof, store, names, tokenizer.chat_template, tokens, log.stage), *published.checks)
+    checks = prove.run(
+        job.proof, store, names, chat_template=tokenizer.chat_template, tokens=tokens, log=log.stage
+    )
+    return (*checks, *published.checks)
 
 
 def make_report(

@@ -1,7 +1,7 @@
 """The hinge: from headers alone to a whole GGUF file as data.
 
-Two blueprints lead here, one from a checkpoint and one from an unquantized GGUF; `make_plan` turns either into the exact
-file for one recipe.  No weight is read.
+Two blueprints lead here, one from a checkpoint and one from an unquantized GGUF; `make_plan` turns either into the
+exact file for one recipe.  No weight is read.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline import arch as archs
 from pipeline import gguf, modelfile, quant
@@ -149,7 +150,7 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     if recipe == AUTO:
         types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[blueprint.precision]
     else:
-        rule = quant.recipe(recipe)
+        rule = _recipe(recipe)
         facts = [quant.TensorFacts(d.name, d.shape, d.type) for d in blueprint.drafts]
         types, file_type = quant.assign_types(rule, facts, blueprint.model), rule.file_type
     metadata = (
@@ -162,6 +163,13 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     data_start = len(gguf.encode_header(metadata, entries, ALIGNMENT))
     end = tensors[-1].offset + tensors[-1].n_bytes if tensors else 0
     return Plan(recipe, metadata, tensors, data_start, data_start + _padded(end), blueprint.notes)
+
+
+def _recipe(name: str) -> quant.Recipe:
+    known = quant.recipes()
+    if name not in known:
+        raise UnsupportedError(f"no recipe is called {name!r}", expected=", ".join(sorted(known)), found=name)
+    return known[name]
 
 
 _SET_BY_RECIPE = ("general.quantization_version", "general.file_type")
@@ -235,11 +243,8 @@ def _title(name: str) -> str:
 
 def size_label(n_parameters: int) -> str:
     """Round a number of weights to a label of at least two digits: 99K, 2.6M, 7.2B."""
-    for limit, suffix in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
-        if n_parameters >= limit:
-            break
-    else:
-        limit, suffix = 10**3, "K"
+    units = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+    limit, suffix = next((unit for unit in units if n_parameters >= unit[0]), units[-1])
     scaled = n_parameters / limit
     digits = max(2 - len(str(round(scaled)).lstrip("0")), 0)
     return f"{scaled:.{digits}f}{suffix}"
@@ -270,7 +275,7 @@ def _head_count(file: gguf.GgufFile, key: str) -> int:
     return int(kv.value[0] if kv.type is ValueType.ARRAY else kv.value)
 
 
-def _value(file: gguf.GgufFile, key: str, kind: ValueType) -> object:
+def _value(file: gguf.GgufFile, key: str, kind: ValueType) -> Any:
     kv = file.metadata.get(key)
     if kv is None or kv.type is not kind:
         raise FormatError(

@@ -1,5 +1,6 @@
-"""The report beside a publication: what was made from what, and what was proven.  Facts that may not go into the GGUF
-(paths, times, versions) live here.
+"""The report beside a publication: what was made from what, and what was proven.
+
+Facts that may not go into the GGUF (paths, times, versions) live here.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from pipeline.types import Check, Plan, Source
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One published GGUF: its full name, manifest digest, recipe, digest and size in bytes; *types* counts
-    tensors by type.
+    """One published GGUF.
+
+    *name* is its full name, *manifest* that manifest's digest, *size* in bytes; *types* counts tensors by type.
     """
 
     name: str

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import FormatError
 
 _MAX_DEPTH = 64
-_MAX_VALUES = 4_000_000  # each is a Python object of 30 to 100 bytes: evil input stays under some hundred MB
+_MAX_VALUES = 2_000_000  # each is a Python object of 30 to 100 bytes, so evil input stays below some hundred MB
 _MAX_DIGITS = 400  # a float64 in full has 309 digits before its point; converting an integer costs digits squared
 _HINT = "download the file again, or ask who made it"
 

@@ -78,7 +78,7 @@ class TensorReader:
             PipelineError: if a row is not in the tensor, or *out* has another shape.
         """
         n_rows, n_cols = rows_and_cols(tensor)
-        row_bytes, odd = divmod(tensor.n_bytes, n_rows) if n_rows else (0, 0)
+        row_bytes, odd = divmod(tensor.n_bytes, n_rows) if n_rows else (out.shape[-1], 0)
         (first, end), index = _span_or_index(rows, n_rows)
         count = end - first if index is None else len(index)
         fits = out.shape == (count, row_bytes) and out.dtype == np.uint8 and out.flags.c_contiguous
@@ -102,14 +102,8 @@ class TensorReader:
             FormatError: if the file ends before, or cannot be read.
             PipelineError: if a row is not in the tensor, or a buffer has another shape or type.
         """
-        if tensor.dtype != "F32" and tensor.dtype not in _DECODERS:
-            raise UnsupportedError(
-                f"the tensor {tensor.name} has the type {tensor.dtype}, which is not read as weights",
-                where=tensor.path,
-                expected=f"F32 or {' or '.join(_DECODERS)}",
-                found=tensor.dtype,
-                hint="take the unquantized checkpoint, or save it again in bfloat16",
-            )
+        if tensor.dtype not in _DECODERS:
+            raise _unsupported(tensor.dtype, f"{tensor.path}, tensor {tensor.name}")
         if out.dtype != np.float32 or out.ndim != 2 or not out.flags.c_contiguous:
             raise _misuse(tensor, f"{out.dtype}{out.shape} as output")
         if tensor.dtype == "F32":
@@ -118,8 +112,9 @@ class TensorReader:
         n_bytes = 2 * out.size
         if raw.ndim != 1 or raw.size < n_bytes:
             raise _misuse(tensor, f"scratch of {raw.shape} bytes for {n_bytes}")
-        self.read_raw_rows(tensor, rows, raw[:n_bytes].reshape(out.shape[0], 2 * out.shape[1]))
-        _DECODERS[tensor.dtype](raw[:n_bytes].view("<u2"), out.reshape(-1))
+        raw = raw[:n_bytes].reshape(out.shape[0], 2 * out.shape[1])
+        self.read_raw_rows(tensor, rows, raw)
+        decode_rows(tensor.dtype, raw, out)
 
     def _scatter(self, tensor: SourceTensor, index: np.ndarray, out: Bytes) -> None:
         """Read the rows *index* in file order, each run of neighbours by one call per 1024 rows."""
@@ -173,19 +168,23 @@ class TensorReader:
 
 
 def decode_rows(dtype: str, raw: Bytes, out: npt.NDArray[np.float32]) -> None:
-    """Decode *raw*, uint8 (n_rows, row_bytes) as `read_raw_rows` fills it, into *out*, float32 (n_rows, n_cols), exactly.
+    """Decode the values of whole rows to float32, exactly.
 
-    Both are C-contiguous.
+    Args:
+        dtype: "BF16", "F16" or "F32".
+        raw: uint8 (n_rows, row_bytes), C-contiguous, as `TensorReader.read_raw_rows` fills it.
+        out: float32 (n_rows, n_cols), C-contiguous.
 
     Raises:
-        UnsupportedError: if *dtype* is not BF16, F16 or F32.
+        UnsupportedError: if *dtype* is another one.
+        PipelineError: if the buffers do not fit each other.
     """
     if dtype not in _DECODERS:
-        raise UnsupportedError("this type is not read as weights", expected=" or ".join(_DECODERS), found=dtype)
-    if dtype == "F32":
-        np.copyto(out, raw.view(np.float32))
-    else:
-        _DECODERS[dtype](raw.reshape(-1).view(np.uint16), out.reshape(-1))
+        raise _unsupported(dtype, None)
+    size = 4 if dtype == "F32" else 2
+    if raw.size != size * out.size or not (raw.flags.c_contiguous and out.flags.c_contiguous):
+        raise PipelineError("rows cannot be decoded this way", found=f"{dtype}: {raw.shape} into {out.shape}")
+    _DECODERS[dtype](raw.reshape(-1), out.reshape(-1))
 
 
 def rows_and_cols(tensor: SourceTensor) -> tuple[int, int]:
@@ -231,29 +230,44 @@ def _misuse(tensor: SourceTensor, found: str) -> PipelineError:
     return PipelineError(f"the tensor {tensor.name} cannot be read this way", where=tensor.path, found=found)
 
 
-def _decode_bf16(bits: npt.NDArray[np.uint16], out: npt.NDArray[np.float32]) -> None:
+def _unsupported(dtype: str, where: object) -> UnsupportedError:
+    return UnsupportedError(
+        f"the type {dtype} is not read as weights",
+        where=where,
+        expected=" or ".join(_DECODERS),
+        found=dtype,
+        hint="take the unquantized checkpoint, or save it again in bfloat16",
+    )
+
+
+def _decode_f32(raw: Bytes, out: npt.NDArray[np.float32]) -> None:
+    np.copyto(out, raw.view("<f4"))
+
+
+def _decode_bf16(raw: Bytes, out: npt.NDArray[np.float32]) -> None:
     """Widen bfloat16 to float32: the upper half of its bits."""
-    np.copyto(out, bits.view(ml_dtypes.bfloat16))
+    np.copyto(out, raw.view(ml_dtypes.bfloat16))
 
 
-def _decode_f16(bits: npt.NDArray[np.uint16], out: npt.NDArray[np.float32]) -> None:
+def _decode_f16(raw: Bytes, out: npt.NDArray[np.float32]) -> None:
     """Widen halves to float32 in integer steps, subnormals included; numpy's own loop takes 3 to 14 times as long.
 
     The half's exponent and mantissa are put at the float's place, which makes its value too small by 2**112 for normal
     and subnormal halves alike.  Infinity and NaN would become finite; a tile that has them goes numpy's way.
     """
-    halves, words = bits.view(np.int16), out.view(np.int32)
-    for i in range(0, len(bits), _F16_TILE):
-        word, value = words[i : i + _F16_TILE], out[i : i + _F16_TILE]
-        np.copyto(word, halves[i : i + _F16_TILE])  # extends the sign, so bit 31 is right after the shift
+    halves, words = raw.view("<i2"), out.view(np.int32)
+    for i in range(0, len(halves), _F16_TILE):
+        half, word, value = (a[i : i + _F16_TILE] for a in (halves, words, out))
+        np.copyto(word, half)  # extends the sign, so bit 31 is right after the shift
         np.left_shift(word, 13, out=word)
         np.bitwise_and(word, _F16_KEPT, out=word)
         np.multiply(value, _F16_SCALE, out=value)
         if value.max() >= 65536 or value.min() <= -65536:
-            np.copyto(value, bits[i : i + _F16_TILE].view(np.float16))
+            np.copyto(value, half.view("<f2"))
 
 
-_DECODERS: dict[str, Callable[[npt.NDArray[np.uint16], npt.NDArray[np.float32]], None]] = {
+_DECODERS: dict[str, Callable[[Bytes, npt.NDArray[np.float32]], None]] = {
+    "F32": _decode_f32,
     "BF16": _decode_bf16,
     "F16": _decode_f16,
 }

@@ -18,7 +18,7 @@ from pipeline.errors import FormatError, UnsupportedError
 from pipeline.types import SourceTensor
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library
-MAX_TENSORS = 200_000
+MAX_TENSORS = 100_000
 MAX_DIMS = 16
 MAX_NAME = 1_000
 MAX_ELEMENTS = 2**60

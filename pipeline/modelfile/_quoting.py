@@ -2,7 +2,7 @@
 
 The parser (parser/parser.go) knows no escapes.  It collects a value rune by rune, dropping every rune that is not
 printable (Go's strconv.IsPrint), except blanks, tabs and line breaks; at each line break it strips white space around
-what it has, and ends the value there if that is unquoted, or starts and ends with the same quotes, `"` or three of them.
+what it has, and ends the value there if that is unquoted, or starts and ends with the same quotes, single or triple.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ from pathlib import Path
 from pipeline.errors import PipelineError, ProofError
 from pipeline.gguf import read_gguf
 from pipeline.prove.prompt import TemplateRaised, render_chat
-from pipeline.runtime import ChatSession, open_runtime, runtime_at_hand
-from pipeline.runtime.llama import BUILD_HINT
+from pipeline.runtime import BUILD_HINT, ChatSession, open_runtime, runtime_at_hand
 from pipeline.store import Name, Store
 from pipeline.store.manifest import MODEL
 from pipeline.types import Check
@@ -29,9 +28,14 @@ CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
 
 
 def run(
-    level: str, store: Store, names: Sequence[Name], chat_template: str | None, tokens: dict[str, str],
+    level: str,
+    store: Store,
+    names: Sequence[Name],
+    *,
+    chat_template: str | None,
+    tokens: dict[str, str],
     log: Callable[[str], None],
-) -> tuple[Check, ...]:  # fmt: skip
+) -> tuple[Check, ...]:
     """Prove what was published under *names* in *store*.
 
     Args:

@@ -1,19 +1,32 @@
 """Block quantization: tensor types, their bytes, and the recipes that choose among them.
 
 In come rows of float32, out come the bytes that llama.cpp would write, for every input.  Adding a type is adding a
-module that defines `TYPE`.
+module that defines `TYPE`; adding a recipe is adding a row to the table in `_recipes.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from pipeline import discover
 from pipeline.errors import UnsupportedError
 from pipeline.quant._base import BlockType
 from pipeline.quant._kernels import first_nonfinite
+from pipeline.quant._recipes import ModelFacts, Recipe, TensorFacts, assign, recipes, tensor_order_key
 
-__all__ = ["BlockType", "first_nonfinite", "get", "types"]
+__all__ = [
+    "BlockType",
+    "ModelFacts",
+    "Recipe",
+    "TensorFacts",
+    "assign_types",
+    "first_nonfinite",
+    "get",
+    "recipes",
+    "tensor_order_key",
+    "types",
+]
 
 
 @cache
@@ -38,3 +51,14 @@ def get(name: str) -> BlockType:
             "no kernel for this tensor type", expected=f"one of {', '.join(sorted(table))}", found=name
         )
     return table[name]
+
+
+def assign_types(recipe: Recipe, tensors: Sequence[TensorFacts], model: ModelFacts) -> list[str]:
+    """Return the type of each of *tensors*, as `llama-quantize` chooses it.
+
+    *tensors* are all tensors of the model in llama-quantize's order, that of `tensor_order_key`.
+
+    Raises:
+        FormatError: if a feed-forward tensor of a model with experts does not name its layer.
+    """
+    return assign(recipe, tensors, model, _types())

@@ -48,6 +48,11 @@ class _Workspace(threading.local):
         self._buffer = np.empty(0, np.uint8)
         self._layouts: dict[tuple[type[Any], int], Any] = {}
 
+    @property
+    def n_bytes(self) -> int:
+        """Return the size of this thread's buffer."""
+        return self._buffer.nbytes
+
     def get(self, layout: type[L], n: int) -> L:
         """Return *layout* for *n* blocks; the arrays' contents are undefined."""
         found = self._layouts.get((layout, n))

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.quant._base import F32, U8, Array, I32, Take, workspace
+from pipeline.quant._base import F32, U8, Array, Take, workspace
 from pipeline.quant._kernels import NEAREST_LIMIT, fp16_bits, fp16_to_fp32, nearest_int
 from pipeline.quant._search import Affine, Candidates, Range, SearchBuffers, make_qkx2_quants, quants
 
@@ -40,7 +40,7 @@ def quantize_super_blocks(x: F32, y: Array, plan: Candidates) -> U8:
     y["d"], d, ls = _six_bits(found.scale.reshape(8, n))
     y["dmin"], dmin, lm = _six_bits(-found.min.reshape(8, n))
     pack_scales(ls, lm, y["scales"])
-    _final_quants(buf, bounds, found, (d * ls).reshape(-1), (dmin * lm).reshape(-1), plan.n_max)
+    _final_quants(buf, bounds, found, ((d * ls).reshape(-1), (dmin * lm).reshape(-1)), plan.n_max)
     return buf.q.reshape(32, 8, n)
 
 
@@ -54,8 +54,9 @@ def _six_bits(values: F32) -> tuple[Array, F32, U8]:
     return step, fp16_to_fp32(step), np.minimum(rounded, np.uint8(63))
 
 
-def _final_quants(buf: AffineBuffers, bounds: Range, found: Affine, d: F32, dm: F32, n_max: int) -> None:
-    """Write L: rounded again with the scales as they are stored, or from the search where such a scale is zero."""
+def _final_quants(buf: AffineBuffers, bounds: Range, found: Affine, stored: tuple[F32, F32], n_max: int) -> None:
+    """Write L: rounded again with scales and minimums as *stored*, or from the search where such a scale is zero."""
+    d, dm = stored
     unscaled = np.flatnonzero(d == 0)
     d[unscaled] = np.inf  # which gives zeros, right for sub-blocks without a scale
     np.add(buf.x, dm, out=buf.f)
@@ -87,11 +88,11 @@ def unpack_scales(scales: U8) -> tuple[U8, U8]:
     return sc, m
 
 
-def dequantize_super_blocks(x: Array, L: U8, out: F32) -> None:
-    """Write `d*sc*L - dmin*m` for *L*, (n, 8, 32), to *out*, (n, 256)."""
+def dequantize_super_blocks(x: Array, q: U8, out: F32) -> None:
+    """Write `d*sc*q - dmin*m` for the quants *q*, (n, 8, 32), to *out*, (n, 256)."""
     sc, m = unpack_scales(x["scales"])
     scale = fp16_to_fp32(x["d"])[:, None] * sc
     minimum = fp16_to_fp32(x["dmin"])[:, None] * m
     values = out.reshape(-1, 8, 32)
-    np.multiply(L, scale[:, :, None], out=values)
+    np.multiply(q, scale[:, :, None], out=values)
     values -= minimum[:, :, None]

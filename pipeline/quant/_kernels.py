@@ -79,7 +79,7 @@ def fp32_to_fp16_tile(x: F32, out: U16) -> None:
     Normal numbers: round the bits half to even at bit 13 and move the exponent.  Subnormal numbers: an addition of 0.5
     has their unit in the last place, so it rounds them.  Either result is too small where the other one is right.
     """
-    buf = _Fp16Buffers(lambda shape, dtype: np.empty(shape, dtype), len(x))
+    buf = _Fp16Buffers(np.empty, len(x))
     _fp32_to_fp16(x, out, buf)
 
 

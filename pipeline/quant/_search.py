@@ -97,21 +97,23 @@ def make_qkx2_quants(x: F32, bounds: Range, plan: Candidates, buf: SearchBuffers
     flat = bounds.high == low
     at = np.flatnonzero(~flat)
     if len(at) > 0.9 * len(flat):  # the search leaves the few others as they are
-        found, wild = _search_affine(x, low, bounds.high, plan, buf.shaped(*x.shape)[1:], round_fast)
+        found, wild = _search_affine(x, Range(low, bounds.high), plan, buf.shaped(*x.shape)[1:], round_fast)
     else:
         found = Affine(*(np.zeros_like(low) for _ in Affine._fields))
         wild = np.empty(0, np.intp)
         if len(at):
             part, *scratch = buf.shaped(len(x), len(at))
             np.take(x, at, axis=1, out=part)
-            some, wild = _search_affine(part, low[at], bounds.high[at], plan, scratch, round_fast)
+            some, wild = _search_affine(part, Range(low[at], bounds.high[at]), plan, scratch, round_fast)
             _put(found, at, some)
             wild = at[wild]
     if len(wild):
         scratch = [np.empty((len(x), len(wild)), np.float32) for _ in range(4)]
-        exact, _ = _search_affine(x[:, wild], low[wild], bounds.high[wild], plan, scratch, round_exact)
+        exact, _ = _search_affine(x[:, wild], Range(low[wild], bounds.high[wild]), plan, scratch, round_exact)
         _put(found, wild, exact)
-    _put(found, np.flatnonzero(flat), Affine(np.float32(0), low[flat], np.float32(0), np.float32(0)))
+    at = np.flatnonzero(flat)
+    zeros = np.zeros(len(at), np.float32)
+    _put(found, at, Affine(zeros, low[at], zeros, zeros))
     return found
 
 
@@ -121,29 +123,30 @@ def _put(target: Affine, at: Index, values: Affine) -> None:
 
 
 def _search_affine(
-    x: F32, low: F32, high: F32, plan: Candidates, scratch: list[F32], rounding: Round
+    x: F32, bounds: Range, plan: Candidates, scratch: list[F32], rounding: Round
 ) -> tuple[Affine, Index]:
     """Search all of *x*, (32, m); return what was found and where *rounding* may have left its range."""
-    w, l, t, u = scratch
+    w, L, t, u = scratch
+    low, high = bounds
     np.multiply(x, x, out=t)
     np.add(np.abs(x, out=w), np.sqrt(np.add.reduce(t, axis=0) / np.float32(32)), out=w)
     sum_w, sum_x = np.add.reduce(w, axis=0), np.add.reduce(np.multiply(w, x, out=t), axis=0)
 
     span = high - low
     inverse = np.float32(plan.n_max) / span
-    np.multiply(np.subtract(x, low, out=l), inverse, out=l)
-    rounding(l, 0, plan.n_max)
+    np.multiply(np.subtract(x, low, out=L), inverse, out=L)
+    rounding(L, 0, plan.n_max)
     best = Affine(np.float32(1) / inverse, low.copy(), inverse.copy(), low.copy())
-    best_error = _squared_error(x, w, l, best.scale, best.min, t)
+    best_error = _squared_error(x, w, L, (best.scale, best.min), t)
     tame = _is_tame(span, np.float32(0)) | (span == 0)  # the latter come out as zeros, whatever happens here
 
     for numerator in plan.numerators():
         np.divide(numerator, span, out=inverse)
-        np.multiply(np.subtract(x, best.min, out=l), inverse, out=l)
-        rounding(l, 0, plan.n_max)
-        sum_l = np.add.reduce(np.multiply(w, l, out=t), axis=0)
+        np.multiply(np.subtract(x, best.min, out=L), inverse, out=L)
+        rounding(L, 0, plan.n_max)
+        sum_l = np.add.reduce(np.multiply(w, L, out=t), axis=0)
         sum_xl = np.add.reduce(np.multiply(t, x, out=u), axis=0)
-        sum_l2 = np.add.reduce(np.multiply(t, l, out=t), axis=0)
+        sum_l2 = np.add.reduce(np.multiply(t, L, out=t), axis=0)
         determinant = sum_w * sum_l2 - sum_l * sum_l
         scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         offset = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
@@ -151,7 +154,7 @@ def _search_affine(
         offset[at] = 0
         scale[at] = sum_xl[at] / sum_l2[at]
 
-        error = _squared_error(x, w, l, scale, offset, t)
+        error = _squared_error(x, w, L, (scale, offset), t)
         at = np.flatnonzero(error < best_error)
         at = at[determinant[at] > 0]
         best_error[at] = error[at]
@@ -162,14 +165,16 @@ def _search_affine(
     return best, np.flatnonzero(~tame)
 
 
-def _squared_error(x: F32, w: F32, l: F32, scale: F32, offset: F32, t: F32) -> F32:
-    """Return the sum of `w * (scale*l + offset - x)**2` of each sub-block."""
-    np.multiply(l, scale, out=t)
+def _squared_error(x: F32, w: F32, L: F32, line: tuple[F32, F32], t: F32) -> F32:
+    """Return the sum of `w * (scale*L + offset - x)**2` of each sub-block, with *line* (scale, offset)."""
+    scale, offset = line
+    np.multiply(L, scale, out=t)
     t += offset
     t -= x
     t *= t
     t *= w
-    return np.add.reduce(t, axis=0)
+    total: F32 = np.add.reduce(t, axis=0)
+    return total
 
 
 def _is_tame(span: F32, below: F32 | np.float32) -> NDArray[np.bool_]:
@@ -212,16 +217,16 @@ def make_qx_quants(x: F32, bounds: Range, n_max: int, buf: SearchBuffers) -> Lin
 
 def _search_linear(x: F32, largest: F32, n_max: int, scratch: list[F32]) -> tuple[F32, F32]:
     """Search all of *x*, (16, m); return scales and inverses.  `nearest_int` is a rounding here for finite x."""
-    w, wx, l, t = scratch
+    w, wx, *_ = scratch
     np.multiply(x, x, out=w)
     np.multiply(w, x, out=wx)
     best_inverse = np.float32(-n_max) / largest
-    sum_lx, sum_l2 = _moments(x, w, wx, best_inverse, n_max, l, t)
+    sum_lx, sum_l2 = _moments(x, best_inverse, n_max, scratch)
     scale = np.divide(sum_lx, sum_l2, out=np.zeros_like(sum_lx), where=sum_l2 != 0)
     best = scale * sum_lx
     for step in (*range(-9, 0), *range(1, 10)):
         inverse = -(np.float32(n_max) + np.float32(0.1) * np.float32(step)) / largest
-        sum_lx, sum_l2 = _moments(x, w, wx, inverse, n_max, l, t)
+        sum_lx, sum_l2 = _moments(x, inverse, n_max, scratch)
         at = np.flatnonzero(sum_lx * sum_lx > best * sum_l2)
         at = at[sum_l2[at] > 0]
         scale[at] = sum_lx[at] / sum_l2[at]
@@ -230,11 +235,12 @@ def _search_linear(x: F32, largest: F32, n_max: int, scratch: list[F32]) -> tupl
     return scale, best_inverse
 
 
-def _moments(x: F32, w: F32, wx: F32, inverse: F32, n_max: int, l: F32, t: F32) -> tuple[F32, F32]:
-    """Return the sums of `w*x*l` and of `w*l*l` with `l = nearest_int(inverse*x)`, clipped."""
-    np.multiply(x, inverse, out=l)
-    round_fast(l, -n_max, n_max - 1)
-    sum_lx = np.add.reduce(np.multiply(wx, l, out=t), axis=0)
-    np.multiply(w, l, out=t)
-    t *= l
+def _moments(x: F32, inverse: F32, n_max: int, scratch: list[F32]) -> tuple[F32, F32]:
+    """Return the sums of `w*x*l` and of `w*L*l` with `L = nearest_int(inverse*x)`, clipped."""
+    w, wx, L, t = scratch
+    np.multiply(x, inverse, out=L)
+    round_fast(L, -n_max, n_max - 1)
+    sum_lx = np.add.reduce(np.multiply(wx, L, out=t), axis=0)
+    np.multiply(w, L, out=t)
+    t *= L
     return sum_lx, np.add.reduce(t, axis=0)

@@ -12,7 +12,7 @@ class _Buffers:
         self.rounded: U32 = take((n,), np.uint32)
 
 
-class _BF16(BlockType):
+class _Type(BlockType):
     name = "BF16"
     id = 30
     block_size = 1
@@ -44,4 +44,4 @@ def _keep_nan(bits: U32, half: U16) -> None:
     half[at] = (bits[at] >> np.uint32(16)) | np.uint32(64)
 
 
-TYPE = _BF16()
+TYPE = _Type()

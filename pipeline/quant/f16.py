@@ -8,7 +8,7 @@ from pipeline.quant._base import F32, U8, BlockType
 from pipeline.quant._kernels import FP16_TILE, fp16_table, fp32_to_fp16_row
 
 
-class _F16(BlockType):
+class _Type(BlockType):
     name = "F16"
     id = 1
     block_size = 1
@@ -24,4 +24,4 @@ class _F16(BlockType):
         np.take(fp16_table(), data.view(np.uint16), out=out, mode="clip")
 
 
-TYPE = _F16()
+TYPE = _Type()

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.quant._base import F32, U8, BlockType
 
 
-class _F32(BlockType):
+class _Type(BlockType):
     name = "F32"
     id = 0
     block_size = 1
@@ -23,4 +23,4 @@ class _F32(BlockType):
         np.copyto(out.view(np.uint8), data)
 
 
-TYPE = _F32()
+TYPE = _Type()

@@ -14,7 +14,7 @@ _BLOCK: Final = np.dtype([("d", "<u2"), ("qs", "u1", 16)])
 _HIGHEST: Final = np.full(TILE_BLOCKS * 4, 15, np.uint8)
 
 
-class _Q4_0(BlockType):
+class _Type(BlockType):
     name = "Q4_0"
     id = 2
     block_size = 32
@@ -45,4 +45,4 @@ class _Q4_0(BlockType):
         np.multiply(quants, fp16_to_fp32(x["d"])[:, None], out=out)
 
 
-TYPE = _Q4_0()
+TYPE = _Type()

@@ -14,7 +14,7 @@ _BLOCK: Final = np.dtype([("d", "<u2"), ("dmin", "<u2"), ("scales", "u1", 12), (
 _PLAN: Final = Candidates(first=-1.0, delta=0.1, n_steps=20, n_max=15)
 
 
-class _Q4_K(BlockType):
+class _Type(BlockType):
     name = "Q4_K"
     id = 12
     block_size = SUPER_BLOCK
@@ -24,18 +24,18 @@ class _Q4_K(BlockType):
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Mirror `quantize_row_q4_K_ref`."""
         y = out.view(_BLOCK)[:, 0]
-        L = quantize_super_blocks(x, y, _PLAN)
+        q = quantize_super_blocks(x, y, _PLAN)
         # Two sub-blocks share 32 bytes: the even one in the low halves, the odd one in the high halves.
-        pairs = L[:, 1::2] * np.uint8(16)
-        pairs |= L[:, 0::2]
+        pairs = q[:, 1::2] * np.uint8(16)
+        pairs |= q[:, 0::2]
         y["qs"].reshape(-1, 4, 32)[...] = pairs.transpose(2, 1, 0)
 
     def dequantize_blocks(self, data: U8, out: F32) -> None:
         """Mirror `dequantize_row_q4_K`."""
         x = data.view(_BLOCK)[:, 0]
         pairs = x["qs"].reshape(-1, 4, 1, 32)
-        L = np.concatenate([pairs & np.uint8(15), pairs >> np.uint8(4)], axis=2)
-        dequantize_super_blocks(x, L.reshape(-1, 8, 32), out)
+        q = np.concatenate([pairs & np.uint8(15), pairs >> np.uint8(4)], axis=2)
+        dequantize_super_blocks(x, q.reshape(-1, 8, 32), out)
 
 
-TYPE = _Q4_K()
+TYPE = _Type()

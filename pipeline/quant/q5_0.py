@@ -23,7 +23,7 @@ _BLOCK: Final = np.dtype([("d", "<u2"), ("qh", "u1", 4), ("qs", "u1", 16)])
 _HIGHEST: Final = np.full(TILE_BLOCKS * 4, 31, np.uint8)
 
 
-class _Q5_0(BlockType):
+class _Type(BlockType):
     name = "Q5_0"
     id = 6
     block_size = 32
@@ -56,4 +56,4 @@ class _Q5_0(BlockType):
         np.multiply(quants, fp16_to_fp32(x["d"])[:, None], out=out)
 
 
-TYPE = _Q5_0()
+TYPE = _Type()

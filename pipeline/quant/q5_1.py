@@ -21,7 +21,7 @@ from pipeline.quant._kernels import first_of_magnitude, fp16_bits, fp16_to_fp32
 _BLOCK: Final = np.dtype([("d", "<u2"), ("m", "<u2"), ("qh", "u1", 4), ("qs", "u1", 16)])
 
 
-class _Q5_1(BlockType):
+class _Type(BlockType):
     name = "Q5_1"
     id = 7
     block_size = 32
@@ -65,4 +65,4 @@ def _sign_of_zero(x: F32, lowest: F32) -> None:
         lowest[at] = first_of_magnitude(x[at].T, np.zeros(len(at), np.float32))
 
 
-TYPE = _Q5_1()
+TYPE = _Type()

@@ -15,7 +15,7 @@ _PLAN: Final = Candidates(first=-0.5, delta=0.1, n_steps=15, n_max=31)
 _BIT: Final = (1 << np.arange(8)).astype(np.uint8)
 
 
-class _Q5_K(BlockType):
+class _Type(BlockType):
     name = "Q5_K"
     id = 13
     block_size = SUPER_BLOCK
@@ -25,22 +25,22 @@ class _Q5_K(BlockType):
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Mirror `quantize_row_q5_K_ref`."""
         y = out.view(_BLOCK)[:, 0]
-        L = quantize_super_blocks(x, y, _PLAN)
+        q = quantize_super_blocks(x, y, _PLAN)
         # Byte i of qh holds the fifth bit of element i of each sub-block, bit j that of sub-block j.
-        fifth = (L > np.uint8(15)).view(np.uint8) * _BIT[:, None]
+        fifth = (q > np.uint8(15)).view(np.uint8) * _BIT[:, None]
         y["qh"] = np.bitwise_or.reduce(fifth, axis=1).T
         # Two sub-blocks share 32 bytes: the even one in the low halves, the odd one in the high halves.
-        pairs = L[:, 1::2] * np.uint8(16)
-        pairs |= L[:, 0::2] & np.uint8(15)
+        pairs = q[:, 1::2] * np.uint8(16)
+        pairs |= q[:, 0::2] & np.uint8(15)
         y["qs"].reshape(-1, 4, 32)[...] = pairs.transpose(2, 1, 0)
 
     def dequantize_blocks(self, data: U8, out: F32) -> None:
         """Mirror `dequantize_row_q5_K`."""
         x = data.view(_BLOCK)[:, 0]
         pairs = x["qs"].reshape(-1, 4, 1, 32)
-        L = np.concatenate([pairs & np.uint8(15), pairs >> np.uint8(4)], axis=2).reshape(-1, 8, 32)
-        L |= ((x["qh"][:, None, :] & _BIT[:, None]) != 0) * np.uint8(16)
-        dequantize_super_blocks(x, L, out)
+        q = np.concatenate([pairs & np.uint8(15), pairs >> np.uint8(4)], axis=2).reshape(-1, 8, 32)
+        q |= ((x["qh"][:, None, :] & _BIT[:, None]) != 0) * np.uint8(16)
+        dequantize_super_blocks(x, q, out)
 
 
-TYPE = _Q5_K()
+TYPE = _Type()

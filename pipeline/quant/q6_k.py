@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.quant._base import F32, I32, U8, Array, BlockType, Take, workspace
+from pipeline.quant._base import F32, U8, Array, BlockType, Take, workspace
 from pipeline.quant._kernels import NEAREST_LIMIT, fp16_bits, fp16_to_fp32, nearest_int
 from pipeline.quant._search import GROUP_MAX_EPS, Linear, Range, SearchBuffers, make_qx_quants, quants
 
@@ -24,7 +24,7 @@ class _Buffers:
         self.search = SearchBuffers(take, 16, 16 * n)
 
 
-class _Q6_K(BlockType):
+class _Type(BlockType):
     name = "Q6_K"
     id = 14
     block_size = 256
@@ -105,4 +105,4 @@ def _unpack(x: Array) -> Array:
     return quants.reshape(-1, 16, 16)
 
 
-TYPE = _Q6_K()
+TYPE = _Type()

@@ -15,7 +15,7 @@ _SIGN: Final = np.uint32(0x80000000)
 _JUST_BELOW_HALF: Final = np.float32(0.49999997).view(np.uint32)
 
 
-class _Q8_0(BlockType):
+class _Type(BlockType):
     name = "Q8_0"
     id = 8
     block_size = 32
@@ -27,7 +27,7 @@ class _Q8_0(BlockType):
         y = out.view(_BLOCK)[:, 0]
         buf = workspace.get(GroupBuffers, len(x))
         buf.load(x)
-        amax = np.maximum(buf.maximum(), -buf.minimum())
+        amax: F32 = np.maximum(buf.maximum(), -buf.minimum())
         amax += np.float32(0)
         d, inverse, bad = scales(amax / np.float32(127))
         y["d"] = fp16_bits(d)
@@ -57,4 +57,4 @@ def _away_from_zero(x: F32, t: F32) -> F32:
     return x
 
 
-TYPE = _Q8_0()
+TYPE = _Type()

@@ -1,1 +1,16 @@
 """Finds, builds and runs llama.cpp; finds Ollama.  Programs come in as paths, answers go out as text."""
+
+from pipeline.runtime.llama import BUILD_HINT, LlamaInstall, find_llama, require_llama
+from pipeline.runtime.session import ChatSession, Completion, load_and_decode, open_runtime, runtime_at_hand
+
+__all__ = [
+    "BUILD_HINT",
+    "ChatSession",
+    "Completion",
+    "LlamaInstall",
+    "find_llama",
+    "load_and_decode",
+    "open_runtime",
+    "require_llama",
+    "runtime_at_hand",
+]

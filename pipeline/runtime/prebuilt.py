@@ -1,13 +1,11 @@
 """The optional prebuilt llama.cpp (extra `run`: the xllamacpp wheel), as a server program like llama-server.
 
-It is slower than the vendored build, may be of another version, and is never what a test compares with.
-`python -m pipeline.runtime.prebuilt` runs it in a process of its own: llama.cpp may abort on a bad model.
+It is slower than the vendored build, may be of another version, and is never what a test compares with.  It runs in a
+process of its own: llama.cpp may abort on a bad model.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -23,48 +21,7 @@ def prebuilt_version() -> str | None:
 
 def prebuilt_command(gguf: Path, n_ctx: int, threads: int | None, embedding: bool) -> list[str]:
     """Return the command that serves *gguf* and says "listening on URL", until its standard input ends."""
-    command = [sys.executable, "-m", "pipeline.runtime.prebuilt", str(gguf), "--n-ctx", str(n_ctx)]
+    command = [sys.executable, "-m", "pipeline.runtime._prebuilt_server", str(gguf), "--n-ctx", str(n_ctx)]
     if threads is not None:
         command += ["--threads", str(threads)]
     return [*command, "--embedding"] if embedding else command
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Serve one model on a free port of 127.0.0.1; the key is in LLAMA_API_KEY."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.runtime.prebuilt")
-    parser.add_argument("gguf")
-    parser.add_argument("--n-ctx", type=int, required=True)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--embedding", action="store_true")
-    wanted = parser.parse_args(arguments)
-
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = wanted.gguf
-    params.n_ctx = wanted.n_ctx
-    params.n_parallel = 1
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0
-    params.api_keys = [os.environ["LLAMA_API_KEY"]]
-    params.embedding = wanted.embedding
-    params.fit_params = False
-    params.offline = True
-    params.ui = False
-    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
-    if wanted.threads is not None:
-        params.cpuparams.n_threads = wanted.threads
-        params.cpuparams_batch.n_threads = wanted.threads
-    try:
-        server = xllamacpp.Server(params)
-    except RuntimeError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"listening on {server.listening_address}\n")
-    sys.stdout.flush()
-    sys.stdin.read()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -50,7 +50,8 @@ class ChatSession:
         self.kind = kind
         self._http = requests.Session()
         self._http.trust_env = False  # a proxy has no business between us and our own child
-        self._http.headers["Authorization"] = f"Bearer {key}"
+        # The server closes a connection after a streamed answer without saying so beforehand: none is used twice.
+        self._http.headers.update({"Authorization": f"Bearer {key}", "Connection": "close"})
 
     def chat(
         self,

@@ -26,6 +26,11 @@ _LOGIN = "log in with: hf auth login (or set HF_TOKEN)"
 _NOT_A_HUB = Row(
     AccessError, "the server does not answer like a Hugging Face Hub", "check HF_ENDPOINT, the proxy and the firewall"
 )
+_GONE = Row(
+    InputError,
+    "the repository lacks a file that it listed",
+    "run the command again; the repository may have changed",
+)
 
 CLASSES = {
     "GatedRepoError": Row(
@@ -40,11 +45,8 @@ CLASSES = {
         "the repository has no such revision",
         "see the branches and tags at https://huggingface.co/{repo}/tree/main",
     ),
-    "RemoteEntryNotFoundError": Row(
-        InputError,
-        "the repository lacks a file that it listed",
-        "run the command again; the repository may have changed",
-    ),
+    "RemoteEntryNotFoundError": _GONE,
+    "EntryNotFoundError": _GONE,
     "LocalEntryNotFoundError": Row(
         AccessError,
         "the model is not in the cache, and the Hub is out of reach",
@@ -63,8 +65,6 @@ CLASSES = {
     "TransportError": Row(AccessError, "the Hub cannot be reached", "check the network, or HF_ENDPOINT if it is set"),
     "FileMetadataError": _NOT_A_HUB,
     "JSONDecodeError": _NOT_A_HUB,
-    "KeyError": _NOT_A_HUB,
-    "TypeError": _NOT_A_HUB,
     "XetDownloadError": Row(
         AccessError, "the download broke off", "run again; HF_HUB_DISABLE_XET=1 takes the plain way"
     ),

@@ -27,16 +27,18 @@ Progress = Callable[[str, int, int | None], None]
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_MAX_INDEX = 100_000_000
 _TIMEOUT = 30.0  # seconds for the one request that asks about the repository
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
-# Everything but weights that a conversion, a Modelfile or a licence may need; all lie at the top of the repository.
+# Everything but weights that a conversion, a Modelfile or a licence may need, at the top of the repository.
 _NEEDED = (
     CONFIG, "generation_config.json", "tokenizer*.json", "tokenizer*.model", "spiece.model", "sentencepiece*.model",
     "*.tiktoken", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jin*", "chat_template.json", "additional_chat_templates/*.jinja", "README.md",
+    "chat_template.jin*", "chat_template.json", "README.md",
     "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip  # fmt: skip
+)  # fmt: skip
+_TEMPLATES = "additional_chat_templates/*.jinja"  # fmt: skip
 
 
 def silent(_line: str) -> None:
@@ -91,7 +93,8 @@ def choose_files(names: list[str], repo: str) -> list[str]:
             found=", ".join(top[:12]) or "no files",
             hint=_other_format(top),
         )
-    return [n for n in names if any(fnmatchcase(n, p) for p in _NEEDED)] + weights
+    templates = [n for n in names if n.count("/") == 1 and fnmatchcase(n, _TEMPLATES)]
+    return [n for n in top if any(fnmatchcase(n, p) for p in _NEEDED)] + templates + weights
 
 
 def _other_format(names: list[str]) -> str:
@@ -106,11 +109,15 @@ def _other_format(names: list[str]) -> str:
 
 def _info(repo: str, revision: str) -> Any:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import FileMetadataError
 
     api = HfApi(endpoint=_settings()["endpoint"], library_name="gguf-pipeline")
-    info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+    try:
+        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+    except (AttributeError, KeyError, TypeError) as error:  # the client trusts the answer's shape
+        raise FileMetadataError("the answer does not describe a model") from error
     if not isinstance(info.sha, str) or info.siblings is None:
-        raise TypeError("the answer has no commit or no files")
+        raise FileMetadataError("the answer has no commit or no files")
     return info
 
 
@@ -124,42 +131,39 @@ def _download(repo: str, revision: str, info: Any, progress: Progress | None) ->
     sizes: dict[str, int] = {s.rfilename: s.size or 0 for s in info.siblings}
     files = choose_files(list(sizes), repo)
     if INDEX in files:
-        files += _shards(_file(repo, INDEX, commit, progress), list(sizes))
+        shards = _shards(_file(repo, INDEX, commit, progress))
+        files += [name for name in sizes if name in shards]
     _check_disk(repo, commit, {name: sizes[name] for name in files})
     for name in files:
         _file(repo, name, commit, progress)
     return _source(repo, revision, config)
 
 
-def _shards(index: Path, names: list[str]) -> list[str]:
-    """List the shards that *index* names and the repository has; reading it strictly is the checkpoint's part."""
+def _shards(index: Path) -> set[str]:
+    """List the shards that *index* names; none if it is broken, which the checkpoint's strict reader will say."""
     try:
-        wanted = set(json.loads(index.read_bytes())["weight_map"].values())
+        if index.stat().st_size > _MAX_INDEX:
+            return set()
+        return set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        return []
-    return [n for n in names if n in wanted]
+        return set()
 
 
 def _cached(repo: str, revision: str, error: BaseException | None = None) -> Source:
     """Take the checkpoint from the cache alone, if it is whole there; else raise *error* or say what to do."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     config = try_to_load_from_cache(repo, CONFIG, cache_dir=_settings()["cache_dir"], revision=revision)
     if not isinstance(config, str):
-        if error is not None:
-            raise error
-        raise AccessError(
-            "the model is not in the cache, and HF_HUB_OFFLINE is set",
-            where=f"{repo}@{revision}",
-            hint="unset HF_HUB_OFFLINE and run again",
-        )
+        raise error or OfflineModeIsEnabled("nothing is asked of the Hub")
     folder = Path(config).parent
-    weights = choose_files([p.name for p in folder.iterdir()], repo) if _has_weights(folder) else []
-    if not weights:
+    # Weights are fetched last, so where they are whole, everything is.
+    if not _has_weights(folder):
         raise AccessError(
             "only a part of the model is in the cache, and the Hub is out of reach",
             where=f"{repo}@{revision}",
-            expected="config.json and all weights",
+            expected=f"{CONFIG} and all weights",
             found=", ".join(sorted(p.name for p in folder.iterdir())[:12]),
             hint=f"run: gguf-pipeline pull {repo}  while online",
         )
@@ -172,11 +176,7 @@ def _has_weights(folder: Path) -> bool:
         return True
     if not (folder / INDEX).exists():
         return any(folder.glob("*.safetensors"))
-    try:
-        shards = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        return True  # the strict parser will say what is wrong with it
-    return all((folder / str(shard)).exists() for shard in shards)
+    return all((folder / shard).exists() for shard in _shards(folder / INDEX))
 
 
 def _source(repo: str, revision: str, config: Path) -> Source:
@@ -243,10 +243,10 @@ def _check_disk(repo: str, commit: str, sizes: dict[str, int]) -> None:
 def _settings() -> dict[str, str | None]:
     """Read the two settings that the client fixes when it is imported; None leaves them to it."""
     home = os.environ.get("HF_HOME")
-    cache = os.environ.get("HF_HUB_CACHE") or (os.path.join(home, "hub") if home else None)  # noqa: PTH118
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or (home and f"{home}/hub")
     return {
         "endpoint": os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
-        "cache_dir": os.path.expandvars(cache) if cache else None,
+        "cache_dir": str(Path(os.path.expandvars(cache)).expanduser()) if cache else None,
     }
 
 

@@ -297,15 +297,18 @@ class Store(Blobs):
 
     def _place(self, temp: Path, final: Path) -> None:
         for left in reversed(range(_PLACE_TRIES)):
-            _disk.make_folder(final.parent)
             try:
+                self._make_folder(final.parent)
                 temp.replace(final)
                 break
             except FileNotFoundError:
-                # a starting Ollama prunes empty folders, this one too before the file is in it
+                # a starting Ollama prunes empty folders, these too before the file is in them
                 if not left:
                     raise
         _disk.sync_folder(final.parent)
+
+    def _make_folder(self, folder: Path) -> None:
+        _disk.make_folder(folder)
 
     def _old_bytes(self, name: Name) -> bytes | None:
         try:

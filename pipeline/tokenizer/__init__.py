@@ -18,6 +18,7 @@ from pipeline.tokenizer.sentencepiece import read_model, sentencepiece_vocabular
 from pipeline.tokenizer.sentencepiece_json import json_vocabulary, space_prefix
 from pipeline.tokenizer.special import KEYS, Special, read_eos_ids, read_special, token_text
 from pipeline.tokenizer.tokenizer_json import BYTE_LEVEL, TokenizerJson, read_tokenizer_json
+from pipeline.tokenizer.two_files import read_two_files
 from pipeline.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 from pipeline.types import KV, ValueType, array, boolean, string, u32
 
@@ -60,7 +61,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
         UnsupportedError: if llama.cpp has no such tokenizer.
     """
     tokenizer_config = read_optional(folder / "tokenizer_config.json")
-    source = _read_source(folder)
+    source = _read_source(folder, tokenizer_config)
     vocabulary = _vocabulary(folder, source, tokenizer_config, config)
     configs = [read_optional(folder / "config.json"), config]
     post_processor = None if source is None else source.post_processor
@@ -79,18 +80,20 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     )
 
 
-def _read_source(folder: Path) -> TokenizerJson | None:
-    """Read tokenizer.json, where there is one or where nothing else could help."""
+def _read_source(folder: Path, tokenizer_config: dict[str, Any]) -> TokenizerJson | None:
+    """Read tokenizer.json or its old two-file form; None where there is only a tokenizer.model."""
     path = folder / "tokenizer.json"
     if path.is_file():
         return read_tokenizer_json(path)
     if (folder / "tokenizer.model").is_file():
         return None
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return read_two_files(folder, tokenizer_config)
     raise UnsupportedError(
         "checkpoint has no tokenizer",
         where=folder,
-        expected="tokenizer.json or tokenizer.model",
-        found=", ".join(sorted(p.name for p in folder.glob("*tok*"))) or "neither",
+        expected="tokenizer.json, tokenizer.model, or vocab.json with merges.txt",
+        found=", ".join(sorted(p.name for p in folder.glob("*tok*"))) or "none of them",
         hint="transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes tokenizer.json",
     )
 

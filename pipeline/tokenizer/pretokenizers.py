@@ -133,7 +133,12 @@ ROWS = (
     Row("jais-2", split(rf"{_C}|{_L}|\p{{N}}{{1,3}}|{_P}|\s*[\r\n]+|{_JAIS2_BLANKS}|\s{{1}}"), covers=True),
     Row("bailingmoe", split(_BAILING), covers=True, same=("bailingmoe2", "llada-moe")),
     Row("seed-coder", split(rf"{_C}|{_L}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_W}"), covers=True),
-    Row("tiny_aya", split(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O), same=("cohere2moe",)),
+    Row(
+        "tiny_aya",
+        split(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O),
+        same=("cohere2moe",),
+        limit="llama.cpp's rule tiny_aya cuts words of mixed case (camelCase) differently",
+    ),
 )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.tokenizer import _protobuf as wire
-from pipeline.tokenizer._json import expect, optional, read_bytes, read_optional, short
-from pipeline.tokenizer.tokenizer_json import SENTENCEPIECE, TokenizerJson, check_id, read_added_token
+from pipeline.tokenizer._json import read_bytes, read_optional, short
+from pipeline.tokenizer.tokenizer_json import SENTENCEPIECE, TokenizerJson, check_id, read_decoder
 from pipeline.tokenizer.vocabulary import (
     MAX_TOKENS,
     AddedToken,
@@ -71,6 +71,10 @@ def read_model(path: Path) -> SentencePieceModel:
         pieces, trainer, normalizer = _parse(data)
     except (ValueError, KeyError) as error:
         raise FormatError("file is no SentencePiece model", where=path, found=short(str(error))) from error
+    if not 0 < len(pieces) <= MAX_TOKENS:
+        raise FormatError(
+            "file is no SentencePiece model", where=path, expected=f"1 to {MAX_TOKENS} pieces", found=len(pieces)
+        )
     _refuse_options(trainer, normalizer, path)
     _check_pieces(pieces, path)
     names = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}
@@ -212,8 +216,6 @@ def _refuse_options(trainer: Message, normalizer: Message, path: Path) -> None:
 
 
 def _check_pieces(pieces: list[Piece], path: Path) -> None:
-    if not 0 < len(pieces) <= MAX_TOKENS:
-        raise FormatError("number of pieces", where=path, expected=f"1 to {MAX_TOKENS}", found=len(pieces))
     for token_id, piece in enumerate(pieces):
         if not math.isfinite(piece.score):
             raise FormatError(f"score of piece {token_id} is not finite", where=path, found=piece.score)
@@ -233,12 +235,7 @@ def _added_tokens(folder: Path, tokenizer_config: dict[str, Any], source: Tokeni
         found[number] = AddedToken(number, text)
     for token in source.added if source is not None else ():
         found[token.id] = token
-    path = folder / "tokenizer_config.json"
-    decoder = optional(tokenizer_config, "added_tokens_decoder", dict, path, "") or {}
-    for key, entry in decoder.items():
-        if not (key.isascii() and key.isdigit() and len(key) < 10):
-            raise FormatError("added_tokens_decoder has a key that is no id", where=path, found=short(key))
-        token = read_added_token(expect(entry, dict, path, f"added_tokens_decoder.{key}"), key, path, int(key))
+    for token in read_decoder(tokenizer_config, folder / "tokenizer_config.json"):
         found[token.id] = token
     return list(found.values())
 

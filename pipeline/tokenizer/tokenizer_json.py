@@ -49,7 +49,11 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
         FormatError: if it is not what it claims.
         UnsupportedError: if its model is none that llama.cpp can run from here.
     """
-    document = read_object(path)
+    return parse_document(read_object(path), path)
+
+
+def parse_document(document: dict[str, Any], path: Path) -> TokenizerJson:
+    """Check the content of a tokenizer.json; *path* is named in errors, which are those of `read_tokenizer_json`."""
     model = expect(document.get("model"), dict, path, "model")
     family = _family(document, model, path)
     vocab = _read_vocab(model, path)
@@ -225,6 +229,20 @@ def read_added_token(entry: object, place: str, path: Path, token_id: object = N
         normalized=flags["normalized"],
         strips=flags["lstrip"] or flags["rstrip"],
     )
+
+
+def read_decoder(tokenizer_config: dict[str, Any], path: Path) -> list[AddedToken]:
+    """Read added_tokens_decoder of tokenizer_config.json at *path*: added tokens by their ids.
+
+    Raises:
+        FormatError: if it is not what it claims.
+    """
+    tokens = []
+    for key, entry in (optional(tokenizer_config, "added_tokens_decoder", dict, path, "") or {}).items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise FormatError("added_tokens_decoder has a key that is no id", where=path, found=short(key))
+        tokens.append(read_added_token(entry, f"added_tokens_decoder.{key}", path, int(key)))
+    return tokens
 
 
 def _refuse_taken(ids: dict[int, str], vocab: dict[str, int], path: Path) -> None:

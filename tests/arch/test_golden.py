@@ -36,27 +36,13 @@ OFFICIAL_ONLY = {
 }
 
 
-class _Quiet:
-    def stage(self, text: str) -> None:
-        """Say nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
-
-    def bar(self, text: str) -> Any:
-        """Show nothing."""
-        import contextlib
-
-        return contextlib.nullcontext(lambda _done, _total: None)
-
-
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, gguf.GgufFile]:
+def converted(tmp_path_factory: pytest.TempPathFactory, silent_log: Any) -> dict[str, gguf.GgufFile]:
     """Every golden fixture as an F32 GGUF of ours."""
     folder = tmp_path_factory.mktemp("golden")
     files = {}
     for name in GOLDEN:
-        flow.convert(str(FIXTURES / name), folder / f"{name}.gguf", "F32", _Quiet())
+        flow.convert(str(FIXTURES / name), folder / f"{name}.gguf", "F32", silent_log)
         files[name] = gguf.read_gguf(folder / f"{name}.gguf")
     return files
 
@@ -110,12 +96,12 @@ def test_vocabulary_equals_the_official_converter(name: str, converted: dict[str
 
 @pytest.mark.native
 @pytest.mark.parametrize("name", GOLDEN)
-def test_logits_equal_the_reference(name: str, converted: dict[str, gguf.GgufFile], libllama: Any) -> None:
+def test_logits_equal_the_reference(name: str, converted: dict[str, gguf.GgufFile], libllama: Any, reference: Any) -> None:
     """llama.cpp computes from our file what transformers computes from the checkpoint."""
-    reference = np.load(FIXTURES / name / "reference.npz")
-    got = libllama.logits(converted[name].path, reference["input_ids"])
-    assert libllama.mean_kl(reference["logits"], got) < MAX_KL
-    assert (reference["logits"].argmax(-1) == got.argmax(-1)).all()
+    expected = np.load(FIXTURES / name / "reference.npz")
+    got = libllama.logits(converted[name].path, expected["input_ids"])
+    assert reference.mean_kl(expected["logits"], got) < MAX_KL
+    assert (expected["logits"].argmax(-1) == got.argmax(-1)).all()
 
 
 def _as_official(kv: KV) -> tuple[list[str], Any]:

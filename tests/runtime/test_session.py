@@ -57,6 +57,15 @@ def test_a_session_answers(kind: str, demo_gguf: Path) -> None:
 
 
 @pytest.mark.usefixtures("kind")
+def test_a_request_right_after_a_stream_is_answered(demo_gguf: Path) -> None:
+    """The server drops the connection of a streamed answer; the next request must not notice."""
+    with open_runtime(demo_gguf) as session:
+        for _ in range(30):
+            assert session.chat(QUESTION, stream_to=len, options={**GREEDY, "max_tokens": 2}) == "Q4"
+            assert len(session.complete("x", 1).tokens) == 1
+
+
+@pytest.mark.usefixtures("kind")
 def test_special_tokens_are_parsed_unless_told_not_to(demo_gguf: Path) -> None:
     """`<|im_end|>` is one token as a prompt, plain text as content."""
     with open_runtime(demo_gguf) as session:

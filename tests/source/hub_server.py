@@ -36,12 +36,11 @@ class Repo:
 
 @dataclass
 class Answer:
-    """One HTTP answer; *cut* sends only that many bytes of the body and hangs up."""
+    """One HTTP answer."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    cut: int | None = None
 
 
 class Hub:
@@ -142,8 +141,7 @@ def serve() -> Iterator[Hub]:
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(answer.body[: answer.cut])
-            self.close_connection |= answer.cut is not None
+                self.wfile.write(answer.body)
 
         do_HEAD = do_GET  # noqa: N815
 

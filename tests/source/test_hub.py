@@ -64,6 +64,19 @@ def test_only_the_shards_of_the_index_come(hub: Any, files: dict[str, bytes]) ->
     assert got == set(weight_map.values())
 
 
+def test_names_that_climb_out_are_not_taken() -> None:
+    """What a Hub lists outside the places that are read is left out, however it begins."""
+    good = ["config.json", "model.safetensors", "LICENSE", "additional_chat_templates/tool.jinja"]
+    evil = [
+        "LICENSE/../../x",
+        "tokenizer/../x.json",
+        "additional_chat_templates/../../x.jinja",
+        "/LICENSE",
+        "../README.md",
+    ]
+    assert sorted(door.choose_files(evil + good, "org/m")) == sorted(good)
+
+
 def test_branch_that_moves_in_between_gives_one_commit(hub: Any, files: dict[str, bytes]) -> None:
     """If the branch moves after it was asked about, all files are those of one commit."""
     repo = hub.repo("org/m", files)
@@ -253,6 +266,17 @@ def test_offline_sends_nothing(hub: Any, files: dict[str, bytes], monkeypatch: p
     assert hub.requests == []
 
 
+def test_cache_may_lie_anywhere(
+    hub: Any, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HF_HUB_CACHE, with a tilde or a variable in it, counts before HF_HOME, even after the client was imported."""
+    hub.repo("org/m", files)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "b")
+    monkeypatch.setenv("HF_HUB_CACHE", "~/a/$PLACE")
+    assert door.fetch("org/m").folder.is_relative_to(tmp_path / "a" / "b")
+
+
 @pytest.mark.parametrize("gone", ["model.safetensors", "shard"])
 def test_half_a_model_in_the_cache_is_not_taken(
     gone: str, hub: Any, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
@@ -309,7 +333,7 @@ def test_other_formats_are_named(case: str, hub: Any) -> None:
     assert len(hub.requests) == 1
 
 
-@pytest.mark.parametrize("address", ["hub.example", "ftp://hub.example"])
+@pytest.mark.parametrize("address", ["hub.example", "ftp://hub.example", "http://[::1"])
 def test_endpoint_that_is_no_address(address: str, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt HF_ENDPOINT is the user's setting, not a network that is down."""
     monkeypatch.setenv("HF_ENDPOINT", address)

@@ -1,0 +1,116 @@
+"""The ollama target, and the one question it asks a running Ollama."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline.publish import Release, ReleaseEntry, open_target
+from pipeline.publish._daemon import check_listed, daemon_url
+
+NAME, DIGEST = "localhost:11500/library/demo:Q4_K_M", "a" * 64
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, bytes], None]]:
+    """A server in Ollama's place that gives one answer to /api/tags, set by calling this."""
+    answers: list[tuple[int, bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the name that http.server calls
+            status, body = answers[-1] if self.path == "/api/tags" else (404, b"")
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Keep the tests quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{server.server_port}")
+        yield lambda status, body: answers.append((status, body))
+        server.shutdown()
+        thread.join()
+
+
+def _tags(**models: str) -> bytes:
+    return json.dumps({"models": [{"name": name, "digest": digest} for name, digest in models.items()]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "state"),
+    [
+        (200, _tags(**{NAME: DIGEST, "x:latest": "b" * 64}), "proven"),
+        (200, _tags(**{NAME: "b" * 64}), "different"),
+        (200, _tags(), "different"),
+        (500, b"", "not checked"),
+        (200, b"not JSON", "not checked"),
+        (200, b'{"models":null}', "not checked"),
+        (200, b"[]", "not checked"),
+    ],
+)
+def test_what_a_running_ollama_lists(
+    daemon: Callable[[int, bytes], None], status: int, body: bytes, state: str
+) -> None:
+    """Only the same digest under the same name is a proof; an answer that is not Ollama's is none."""
+    daemon(status, body)
+    assert check_listed({NAME: f"sha256:{DIGEST}"}, Path("/store")).state == state
+
+
+def test_no_ollama_is_not_an_error(
+    entry: Callable[..., ReleaseEntry], release: Callable[..., Release], tmp_path: Path
+) -> None:
+    """Without a daemon the model is published, and the check says how to make it."""
+    with open_target("ollama") as target:
+        published = target.publish(release(entry(tmp_path / "a")), lambda _: None)
+    (check,) = published.checks
+    assert (check.state, check.command) == ("not checked", "ollama list")
+    assert published.commands == ("ollama run localhost:11500/library/demo:Q4_K_M",)
+    assert (tmp_path / "ollama/manifests/localhost:11500/library/demo/latest").is_file()
+
+
+def test_a_proxy_is_not_asked(daemon: Callable[[int, bytes], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question goes to this machine, whatever proxy the environment names."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        daemon(200, _tags(**{NAME: DIGEST}))
+        assert check_listed({NAME: f"sha256:{DIGEST}"}, Path("/store")).state == "proven"
+
+
+@pytest.mark.parametrize(
+    ("setting", "url"),
+    [
+        (None, "http://127.0.0.1:11434"),
+        ("", "http://127.0.0.1:11434"),
+        ("example.org", "http://example.org:11434"),
+        ("example.org:80", "http://example.org:80"),
+        (":5000", "http://127.0.0.1:5000"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),  # noqa: S104  # what a user may have set
+        ("0.0.0.0:1234", "http://127.0.0.1:1234"),
+        ("[::]:1234", "http://[::1]:1234"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]", "http://[::1]:11434"),
+        ("http://example.org", "http://example.org:80"),
+        ("https://example.org/", "https://example.org:443"),
+        ("https://example.org:8443/x", "https://example.org:8443"),
+        (' "127.0.0.1:9" ', "http://127.0.0.1:9"),
+        ("example.org:x", "http://example.org:11434"),
+    ],
+)
+def test_the_address_of_ollama(monkeypatch: pytest.MonkeyPatch, setting: str | None, url: str) -> None:
+    """OLLAMA_HOST is read as Ollama reads it."""
+    if setting is None:
+        monkeypatch.delenv("OLLAMA_HOST")
+    else:
+        monkeypatch.setenv("OLLAMA_HOST", setting)
+    assert daemon_url() == url

@@ -1,0 +1,61 @@
+"""The helpers of the kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline import quant
+from pipeline.quant._kernels import fp16_bits, fp16_table, nearest_int, signed_largest
+
+
+def test_finite_values_have_no_first_nonfinite() -> None:
+    """Finite rows, also of the largest values, and no rows at all give None."""
+    assert quant.first_nonfinite(np.full((3, 4), np.finfo(np.float32).max, np.float32)) is None
+    assert quant.first_nonfinite(np.empty((0, 4), np.float32)) is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_the_first_nonfinite_is_found(value: float) -> None:
+    """The first NaN or infinity in row order is named by row and column."""
+    x = np.zeros((5, 7), np.float32)
+    x[2, 3] = x[2, 6] = x[4, 0] = value
+    assert quant.first_nonfinite(x) == (2, 3)
+
+
+def test_nearest_int_rounds_half_to_even_within_its_range() -> None:
+    """Within four million in magnitude it is a rounding."""
+    f = np.array([0.5, 1.5, -0.5, -1.5, 2.4, 4194303.0, -4194303.0], np.float32)
+    assert nearest_int(f).tolist() == [0, 2, 0, -2, 2, 4194303, -4194303]
+
+
+def test_nearest_int_is_what_the_bits_are_beyond_it() -> None:
+    """Out of range, infinity and NaN give the numbers that the C function gives."""
+    f = np.array([np.inf, np.nan, 2.0**30], np.float32)
+    assert nearest_int(f).tolist() == [
+        -4194304,
+        0,
+        -4194304 + 0x200C00 * 0 + int(np.float32(2.0**30 + 12582912).view(np.int32) & 0x7FFFFF),
+    ]
+
+
+def test_float16_there_and_back() -> None:
+    """Every float16 that is no NaN survives the way to float32 and back, in both code paths."""
+    table = fp16_table()
+    pattern = np.arange(1 << 16, dtype=np.uint16)
+    numbers = ~np.isnan(table)
+    assert np.array_equal(fp16_bits(table[numbers]), pattern[numbers])
+    normal = numbers & np.isfinite(table) & (np.abs(table) >= 2.0**-14)
+    assert np.array_equal(fp16_bits(table[normal]), pattern[normal])
+    assert np.array_equal(table[numbers], pattern.view(np.float16)[numbers].astype(np.float32))
+
+
+def test_signed_largest_tells_where_the_order_matters() -> None:
+    """The element of largest magnitude has its sign; equal magnitudes are ties; zeros are positive and no ties."""
+    low = np.array([-3, -1, -2, -0.0, 1], np.float32)
+    high = np.array([2, 5, 2, -0.0, 4], np.float32)
+    value, magnitude, ties = signed_largest(low, high)
+    assert value.tolist() == [-3, 5, 2, 0, 4]
+    assert not np.signbit(value[3])
+    assert magnitude.tolist() == [3, 5, 2, 0, 4]
+    assert ties.tolist() == [2]

@@ -1,0 +1,89 @@
+"""Starting and stopping the registry."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import requests
+
+from pipeline.errors import AccessError, UsageError
+from pipeline.serve import BackgroundServer, serve
+from pipeline.store import Store
+
+_SERVE = """
+import sys
+from pathlib import Path
+from pipeline.serve import serve
+from pipeline.store import Store
+serve(Store(Path(sys.argv[1])), "localhost", 0, lambda address: print(address, flush=True))
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly(repository: Path, store: Store, number: signal.Signals) -> None:
+    """It says where it answers once it does, and a signal ends it without an error, a slow download or not."""
+    command = [sys.executable, "-c", _SERVE, str(store.root)]
+    with subprocess.Popen(
+        command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = process.stdout.readline().strip()
+        assert address.startswith("127.0.0.1:")
+        with requests.get(f"http://{address}/v2/", timeout=10) as answer:
+            assert answer.status_code == 200
+        process.send_signal(number)
+        assert process.wait(20) == 0
+        assert process.stdout.read() == "ended\n"
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])  # noqa: S104  # refused
+def test_other_machines_are_kept_out(store: Store, host: str) -> None:
+    """An address that others can reach needs a word from the user."""
+    with pytest.raises(UsageError, match="no password"):
+        serve(store, host, 0, pytest.fail)
+
+
+def test_a_port_in_use(store: Store) -> None:
+    """A second registry on the same port is an access error that says what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AccessError, match="GGUF_PIPELINE_ADDR"):
+            serve(store, "127.0.0.1", port, pytest.fail)
+        with pytest.raises(AccessError), BackgroundServer(store, port):
+            pytest.fail("it must not start")
+
+
+def test_the_background_server_ends(store: Store) -> None:
+    """It answers inside the context and nowhere after; no thread is left."""
+    threads = threading.active_count()
+    with BackgroundServer(store) as server:
+        assert requests.get(f"http://{server.address}/v2/", timeout=10).status_code == 200
+        assert server.registry == f"localhost:{server.address.rpartition(':')[2]}"
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://{server.address}/v2/", timeout=10)
+    assert threading.active_count() == threads
+
+
+def test_an_error_inside_the_context_ends_it_too(store: Store) -> None:
+    """The server stops when the work beside it fails."""
+    server = BackgroundServer(store)
+    with pytest.raises(requests.HTTPError), server:
+        requests.get(f"http://{server.address}/none", timeout=10).raise_for_status()
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://{server.address}/v2/", timeout=10)
+
+
+def test_an_empty_store_is_served(tmp_path: Path) -> None:
+    """A registry may start before anything is published, and makes no folder."""
+    with BackgroundServer(Store(tmp_path / "none")) as server:
+        assert requests.get(f"http://{server.address}/v2/_catalog", timeout=10).json() == {"repositories": []}
+    assert not (tmp_path / "none").exists()

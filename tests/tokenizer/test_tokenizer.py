@@ -1,0 +1,139 @@
+"""The stage as a whole: from a checkpoint folder to the tokenizer.* keys."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import FormatError, UnsupportedError
+from pipeline.tokenizer import Tokenizer, read_tokenizer
+
+# Keys that are meant to differ from the official converter's, with the reason.  None do for these three.
+DELIBERATE: dict[str, dict[str, str]] = {"llama3": {}, "llama2": {}, "qwen2": {}}
+
+_ITEMS = {"tokens": "STRING", "scores": "FLOAT32", "token_type": "INT32", "merges": "STRING"}
+
+
+def _read(folder: Path) -> Tokenizer:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return read_tokenizer(folder, config.get("text_config", config))
+
+
+def _keys(tokenizer: Tokenizer) -> dict[str, tuple[list[str], Any]]:
+    found = {}
+    for kv in tokenizer.metadata:
+        types = [kv.type.name] if kv.item is None else [kv.type.name, kv.item.name]
+        found[kv.key] = (types, list(kv.value) if isinstance(kv.value, tuple) else kv.value)
+    return found
+
+
+def _value(tokenizer: Tokenizer, name: str) -> Any:
+    return next((kv.value for kv in tokenizer.metadata if kv.key == f"tokenizer.{name}"), None)
+
+
+@pytest.mark.parametrize("name", sorted(DELIBERATE))
+def test_keys_equal_the_official_converters(fixtures: Path, name: str) -> None:
+    """Every tokenizer.* key has the official converter's type and value, and the same order."""
+    folder = fixtures / "arch" / name
+    metadata = json.loads((folder / "official.json").read_text("utf-8"))["metadata"]
+    official = {key: (entry["type"], entry["value"]) for key, entry in metadata.items() if key.startswith("tokenizer.")}
+    with gzip.open(folder / "official_vocab.json.gz", "rt", encoding="utf-8") as file:
+        for key, values in json.load(file).items():
+            official[key] = (["ARRAY", _ITEMS[key.rsplit(".", 1)[1]]], values)
+    tokenizer = _read(folder)
+    ours = _keys(tokenizer)
+    meant = set(DELIBERATE[name])
+    assert {k: v for k, v in ours.items() if k not in meant} == {k: v for k, v in official.items() if k not in meant}
+    in_file = [key for key in metadata if key in ours]
+    assert [kv.key for kv in tokenizer.metadata if kv.key in metadata] == in_file
+
+
+def test_the_demo_is_read(demo: Path) -> None:
+    """The built-in demo is a Qwen2 tokenizer whose generation ends with either of two tokens."""
+    tokenizer = _read(demo)
+    assert (tokenizer.pre, tokenizer.kind, tokenizer.n_tokens) == ("qwen2", "byte-level BPE", 1024)
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.eos_ids) == (None, "<|im_end|>", (1023, 1021))
+    assert tokenizer.chat_template == (demo / "chat_template.jinja").read_text("utf-8")
+    assert any("NFC" in note for note in tokenizer.notes)
+
+
+def test_ids_without_a_token_are_filled(checkpoint: Callable[..., Path], document: dict[str, Any]) -> None:
+    """Holes and the rows up to vocab_size become unused tokens, whose names avoid those that exist."""
+    document["model"]["vocab"] = {"a": 0, "b": 1, "ab": 3, "[PAD2]": 5}
+    document["model"]["merges"] = ["a b"]
+    document["added_tokens"] = []
+    tokenizer = read_tokenizer(checkpoint(tokenizer=document), {"vocab_size": 8})
+    assert _value(tokenizer, "ggml.tokens") == ("a", "b", "[PAD2]_", "ab", "[PAD4]", "[PAD2]", "[PAD6]", "[PAD7]")
+    assert _value(tokenizer, "ggml.token_type") == (1, 1, 5, 1, 5, 1, 5, 5)
+
+
+def test_more_tokens_than_rows_is_an_error(checkpoint: Callable[..., Path], document: dict[str, Any]) -> None:
+    """A vocabulary that does not fit the embedding is refused, with both numbers."""
+    with pytest.raises(FormatError, match="more tokens") as error:
+        read_tokenizer(checkpoint(tokenizer=document), {"vocab_size": 5})
+    assert "vocab_size 5" in str(error.value)
+    assert "id 5" in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1 << 40, "384", True])
+def test_a_bad_vocab_size_is_an_error(checkpoint: Callable[..., Path], document: dict[str, Any], size: object) -> None:
+    """config.json's vocab_size has to be a size."""
+    with pytest.raises(FormatError, match="vocab_size"):
+        read_tokenizer(checkpoint(tokenizer=document), {"vocab_size": size})
+
+
+def test_no_tokenizer_is_an_error(tmp_path: Path) -> None:
+    """A folder without any known tokenizer file says which ones would do."""
+    with pytest.raises(UnsupportedError, match=r"tokenizer\.json, tokenizer\.model"):
+        read_tokenizer(tmp_path, {})
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel", "Other"])
+def test_other_models_are_refused(checkpoint: Callable[..., Path], document: dict[str, Any], kind: str) -> None:
+    """What is not BPE is refused by name."""
+    document["model"]["type"] = kind
+    with pytest.raises(UnsupportedError, match=kind):
+        read_tokenizer(checkpoint(tokenizer=document), {})
+
+
+def test_all_ends_of_generation_are_collected(checkpoint: Callable[..., Path], document: dict[str, Any]) -> None:
+    """The tokenizer's own end comes first, then generation_config's, then config.json's, each once and in range."""
+    folder = checkpoint(
+        tokenizer=document, tokenizer_config={"eos_token": "<end>"}, generation_config={"eos_token_id": [4, 5, 99]}
+    )
+    assert read_tokenizer(folder, {"eos_token_id": 3}).eos_ids == (5, 4, 3)
+
+
+def test_sentencepiece_files_must_agree(fixtures: Path, tmp_path: Path) -> None:
+    """A tokenizer.json of another vocabulary beside tokenizer.model is an error that shows the piece."""
+    shutil.copytree(fixtures / "arch" / "llama2", tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    document = json.loads((tmp_path / "m" / "tokenizer.json").read_text("utf-8"))
+    vocab = document["model"]["vocab"]
+    first, second = list(vocab)[300:302]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    with pytest.raises(FormatError, match="disagree"):
+        _read(tmp_path / "m")
+
+
+def test_the_old_two_file_form_equals_the_new_one(fixtures: Path, tmp_path: Path) -> None:
+    """vocab.json with merges.txt gives the keys that tokenizer.json gives."""
+    source = fixtures / "arch" / "qwen2"
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "config.json", "chat_template.jinja"):
+        shutil.copy(source / name, tmp_path / name)
+    assert _keys(_read(tmp_path)) == _keys(_read(source))
+
+
+def test_the_old_form_of_an_unknown_class_is_refused(fixtures: Path, tmp_path: Path) -> None:
+    """vocab.json and merges.txt alone do not say how text is cut, so the class must be a known one."""
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(fixtures / "arch" / "qwen2" / name, tmp_path / name)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "OtherTokenizer"}', "utf-8")
+    with pytest.raises(UnsupportedError, match="OtherTokenizer"):
+        read_tokenizer(tmp_path, {})
