@@ -2,9 +2,9 @@
 
     python -m bench.end_to_end [--layers N] [--rounds N] [--json FILE]
 
-The checkpoint is made here: Llama layout, BF16, normal weights, 1.07 billion of them unless told otherwise.  The peer is
-llama-quantize from an F16 GGUF, and, where torch is installed, convert_hf_to_gguf.py in front of it.  Peak memory is the
-largest resident set that the kernel saw, pages of mapped files included.
+The checkpoint is made here: Llama layout, BF16, normal weights, 1.1 billion of them unless told otherwise.  The peer
+is llama-quantize from an F16 GGUF, and, where torch is installed, convert_hf_to_gguf.py in front of it.  Peak memory is
+the largest resident set that the kernel saw, pages of mapped files included.
 """
 
 from __future__ import annotations
@@ -170,14 +170,12 @@ def _summary(n_weights: int, samples: dict[str, list[dict[str, float]]], first: 
 
 def show(result: dict[str, Any]) -> None:
     """Print the figures as a table."""
-    print(
-        f"checkpoint -> Q4_K_M, {result['weights'] / 1e9:.2f} B weights in BF16, {result['cores']} cores, median of {result['rounds']}"
-    )
+    weights, cores, rounds = result["weights"] / 1e9, result["cores"], result["rounds"]
+    print(f"checkpoint -> Q4_K_M, {weights:.2f} B weights in BF16, {cores} cores, median of {rounds}")
     for who, figures in result.items():
         if isinstance(figures, dict):
-            print(
-                f"  {who:<22} {figures['wall']:8.1f} s wall {figures['cpu']:8.1f} s cpu {figures['peak_mb']:8.0f} MB peak"
-            )
+            wall, cpu, peak = figures["wall"], figures["cpu"], figures["peak_mb"]
+            print(f"  {who:<22} {wall:8.1f} s wall {cpu:8.1f} s cpu {peak:8.0f} MB peak")
     for name, ratio in result.items():
         if "/" in name:
             print(f"  {name:<28} {ratio:.3f}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,11 @@ from pipeline.types import Blob, Plan, PlannedTensor
 TILE_ELEMENTS = 1 << 19
 
 # Exponent bits that are all ones mean Inf or NaN; a magnitude from here on is not finite.
-_NOT_FINITE = {"BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F800000)}
+_NOT_FINITE: dict[str, tuple[Any, int, int]] = {
+    "BF16": (np.uint16, 0x7FFF, 0x7F80),
+    "F16": (np.uint16, 0x7FFF, 0x7C00),
+    "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
+}
 
 Progress = Callable[[int, int], None]
 
@@ -209,9 +214,9 @@ def _read_vector(tensor: PlannedTensor, reader: TensorReader, scratch: _Scratch)
 
 def _check_finite(raw: np.ndarray, dtype: str, tensor: PlannedTensor, first_row: int) -> None:
     """Refuse NaN and Inf by their exponent bits, before decoding."""
-    unsigned, limit = _NOT_FINITE[dtype]
+    unsigned, mask, limit = _NOT_FINITE[dtype]
     bits = raw.view(unsigned)
-    magnitude = bits & unsigned(np.iinfo(unsigned).max >> 1)
+    magnitude = bits & unsigned(mask)
     if int(magnitude.max(initial=0)) >= limit:
         row, column = (int(i) for i in np.argwhere(magnitude >= limit)[0])
         raise FormatError(

@@ -46,8 +46,8 @@ class Log(Protocol):
 class Job:
     """What to publish, and where.
 
-    *quants* are recipe names, the first is also tagged "latest".  *name* is "model" or "namespace/model"; without it the
-    alias or the repository names the model.
+    *quants* are recipe names, the first is also tagged "latest".  *name* is "model" or "namespace/model"; without it
+    the alias or the repository names the model.
     """
 
     model: str
@@ -97,7 +97,7 @@ def prepare(model: str, log: Log) -> Prepared:
     with log.bar(f"reading {model}") as progress:
         source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
         checkpoint = open_checkpoint(source.folder)
-        tokenizer = read_tokenizer(source.folder, dict(checkpoint.config))
+        tokenizer = read_tokenizer(source.folder, dict(checkpoint.text_config()))
         blueprint = plans.from_checkpoint(checkpoint, tokenizer, source)
     for note in blueprint.notes:
         log.note(note)
@@ -209,9 +209,7 @@ def proof(job: Job, prepared: Prepared, store: Store, published: publish.Publish
     names = [name for name in published.names if name.tag in job.quants]
     tokenizer = prepared.tokenizer
     tokens = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
-    checks = prove.run(
-        job.proof, store, names, chat_template=tokenizer.chat_template, tokens=tokens, log=log.stage
-    )
+    checks = prove.run(job.proof, store, names, chat_template=tokenizer.chat_template, tokens=tokens, log=log.stage)
     return (*checks, *published.checks)
 
 

@@ -65,8 +65,8 @@ class Arch:
     """One family of checkpoints.
 
     *name* is ours and unique; *gguf* is `general.architecture`.  *classes* are the names in config.json's
-    `architectures`.  *drop* lists source names that carry nothing the engine needs.  *expect* gives, for config keys that
-    change the computation, the values the engine implements; *ropes* the kinds of rotary scaling it does.
+    `architectures`.  *drop* lists source names that carry nothing the engine needs.  *expect* gives, for config keys
+    that change the computation, the values the engine implements; *ropes* the kinds of rotary scaling it does.
     *notes* adds warnings; *literals* computed tensors; *example* is a small config.json of the family.
     """
 

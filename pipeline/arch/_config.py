@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import FormatError
 
-_KINDS: dict[type, str] = {
+_KINDS: dict[type[Any], str] = {
     int: "a whole number",
     float: "a number",
     str: "a text",
@@ -22,7 +22,7 @@ class ModelConfig:
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self.raw = raw
 
-    def get(self, kind: type, *names: str) -> Any:
+    def get(self, kind: type[Any], *names: str) -> Any:
         """Return the first of *names* that is there and not null, as *kind*; None if there is none.
 
         Raises:
@@ -34,7 +34,7 @@ class ModelConfig:
                 return _checked(kind, name, value)
         return None
 
-    def need(self, kind: type, *names: str) -> Any:
+    def need(self, kind: type[Any], *names: str) -> Any:
         """Return what `get` returns, but refuse an absence."""
         value = self.get(kind, *names)
         if value is None:
@@ -93,8 +93,8 @@ def _within(name: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def _checked(kind: type, name: str, value: Any) -> Any:
-    accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
+def _checked(kind: type[Any], name: str, value: Any) -> Any:
+    accepted: tuple[type[Any], ...] = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise FormatError(
             "a value has the wrong type",
@@ -102,4 +102,4 @@ def _checked(kind: type, name: str, value: Any) -> Any:
             expected=_KINDS[kind],
             found=repr(value)[:80],
         )
-    return float(value) if kind is float else value
+    return float(value) if accepted == (int, float) else value

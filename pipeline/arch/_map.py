@@ -1,4 +1,7 @@
-"""From a checkpoint's tensors to the tensors of the file: each source matches exactly one row, each row finds its sources."""
+"""From a checkpoint's tensors to the tensors of the file.
+
+Each source matches exactly one row or an explicit drop; each row finds its sources.
+"""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ OpFactory = Callable[[ModelConfig], Op]
 class InterleaveHeads:
     """Reorder rows inside each head from half-split to interleaved rotary pairs.
 
-    transformers rotates the pair (i, i + d/2) of a head of d rows, ggml's "normal" rope the pair (2i, 2i + 1): output row
-    2i comes from input row i, output row 2i + 1 from input row i + d/2.
+    transformers rotates the pair (i, i + d/2) of a head of d rows, ggml's "normal" rope the pair (2i, 2i + 1): output
+    row 2i comes from input row i, output row 2i + 1 from input row i + d/2.
     """
 
     n_heads: int

@@ -46,9 +46,8 @@ def plan(described: dict[str, Any]) -> None:
         click.echo(f"{t['name']:<{width}}  {t['type']:<6} {shape:>16} {size(t['n_bytes']):>11}")
     totals = ", ".join(f"{n} {kind}" for kind, n in described["types"].items())
     click.echo(f"\n{described['recipe']}: {len(tensors)} tensors ({totals}), {described['parameters']:,} weights")
-    click.echo(
-        f"file:    {described['file_bytes']:,} bytes ({size(described['file_bytes'])}), {described['bits_per_weight']:.2f} bits per weight"
-    )
+    bits = f"{described['bits_per_weight']:.2f} bits per weight"
+    click.echo(f"file:    {described['file_bytes']:,} bytes ({size(described['file_bytes'])}), {bits}")
     click.echo(f"disk:    {size(described['file_bytes'])} needed, {size(described['disk_free'])} free")
     click.echo(f"memory:  about {size(described['memory_bytes'])} to write it")
     if described["kv_cache_bytes"] is not None:
@@ -80,6 +79,5 @@ def gguf(described: dict[str, Any], *, tensors: bool) -> None:
     if tensors:
         click.echo("")
         for t in described["tensors"]:
-            click.echo(
-                f"{t['name']:<40} {t['type']:<6} {' x '.join(map(str, t['shape'])):>18} at {t['offset']:,}, {t['n_bytes']:,} bytes"
-            )
+            shape = " x ".join(map(str, t["shape"]))
+            click.echo(f"{t['name']:<40} {t['type']:<6} {shape:>18} at {t['offset']:,}, {t['n_bytes']:,} bytes")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._common import json_option, print_json, quant_option, recipes, reporter, size, threads_option
+from pipeline.commands._common import F, json_option, print_json, quant_option, recipes, reporter, size, threads_option
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
@@ -16,7 +16,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, exists=True, path_type=Path)
 
 
-def _modelfile_options(command):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - click's decorators are untyped
+def _modelfile_options(command: F) -> F:
     for option in (
         click.option("--templates", type=_FOLDER, help="A folder of your own templates; they win over ours."),
         click.option(
@@ -203,7 +203,7 @@ def pull(model: str, as_json: bool) -> None:
 
     log = reporter(quiet=as_json)
     with log.bar(f"pulling {model}") as progress:
-        source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total))
+        source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
     if as_json:
         print_json(
             {

@@ -96,7 +96,9 @@ def test_vocabulary_equals_the_official_converter(name: str, converted: dict[str
 
 @pytest.mark.native
 @pytest.mark.parametrize("name", GOLDEN)
-def test_logits_equal_the_reference(name: str, converted: dict[str, gguf.GgufFile], libllama: Any, reference: Any) -> None:
+def test_logits_equal_the_reference(
+    name: str, converted: dict[str, gguf.GgufFile], libllama: Any, reference: Any
+) -> None:
     """llama.cpp computes from our file what transformers computes from the checkpoint."""
     expected = np.load(FIXTURES / name / "reference.npz")
     got = libllama.logits(converted[name].path, expected["input_ids"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +146,9 @@ def test_alias_whose_folder_is_gone(here: Path) -> None:
     assert aliases.load()["mine"].folder == here / "gone"
     with pytest.raises(InputError, match="gone: is not there"):
         resolve("mine")
+
+
+def test_import_is_light() -> None:
+    """A command that needs no Hub does not pay for its client."""
+    code = "import sys, pipeline.source; sys.exit('huggingface_hub' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
