@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from pipeline import quant
-from pipeline.checkpoint import TensorReader, decode_rows
+from pipeline.checkpoint import TensorReader
 from pipeline.errors import FormatError
 from pipeline.gguf import GgufWriter
-from pipeline.types import Blob, Plan, PlannedTensor
+from pipeline.types import Blob, Plan, PlannedTensor, View
 
 # Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
 TILE_ELEMENTS = 1 << 19
@@ -159,27 +159,22 @@ def _in_order(
 def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[np.ndarray]:
     """Return the bytes (n_rows, row_bytes) of one tile for each output."""
     tensor = tile.tensors[0]
-    if tensor.data is not None:
-        return [np.frombuffer(tensor.data, np.uint8) for _ in tile.tensors]
-    raw = _read(tensor, tile, reader, scratch)
-    dtype = tensor.sources[0].dtype
-    _check_finite(raw, dtype, tensor, tile.first)
-    exact = all(op.is_exact for op in tensor.ops)
+    view = tensor.view
+    assert view is not None  # noqa: S101  only hand-made plans, for headers, have none
+    n_rows = tile.stop - tile.first
+    raw = scratch.bytes("raw", n_rows, quant.get(view.dtype).row_bytes(tensor.n_cols))
+    view.read(reader, np.arange(tile.first, tile.stop, dtype=np.int64), slice(None), raw)
+    _check_finite(raw, view, tensor, tile.first)
     floats: np.ndarray | None = None
-    made: dict[str, np.ndarray] = {}
+    made = {view.dtype: raw}
     for planned in tile.tensors:
         if planned.type in made:
             continue
-        if exact and planned.type == dtype:
-            made[planned.type] = raw
-            continue
         if floats is None:
-            floats = scratch.floats(tile.stop - tile.first, tensor.n_cols)
-            decode_rows(dtype, raw, floats)
-            for op in tensor.ops:
-                op.values(floats)
+            floats = scratch.floats(n_rows, tensor.n_cols)
+            reader.decode(view.dtype, raw, floats)
         kind = quant.get(planned.type)
-        part = scratch.bytes(planned.type, floats.shape[0], kind.row_bytes(tensor.n_cols))
+        part = scratch.bytes(planned.type, n_rows, kind.row_bytes(tensor.n_cols))
         kind.quantize_rows(floats, part)
         if planned.type == "F16":
             _check_overflow(part, floats, planned, tile.first)
@@ -187,41 +182,16 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[n
     return [made[planned.type] for planned in tile.tensors]
 
 
-def _read(tensor: PlannedTensor, tile: _Tile, reader: TensorReader, scratch: _Scratch) -> np.ndarray:
-    """Read the source rows of a tile, in output order, as raw bytes (n_rows, row_bytes)."""
-    source = tensor.sources[0]
-    rows = np.arange(tile.first, tile.stop, dtype=np.int64)
-    if len(tensor.shape) == 1 and tensor.ops:
-        return _read_vector(tensor, reader, scratch)
-    for op in reversed(tensor.ops):
-        rows = op.source_rows(source.shape, rows)
-    raw = scratch.bytes("raw", tile.stop - tile.first, source.n_bytes // max(1, tensor.n_rows))
-    reader.read_raw_rows(source, rows, raw)
-    return raw
-
-
-def _read_vector(tensor: PlannedTensor, reader: TensorReader, scratch: _Scratch) -> np.ndarray:
-    """Read a vector whose elements, seen as rows, are reordered: it is small, so it is read whole."""
-    source = tensor.sources[0]
-    item = source.n_bytes // tensor.n_cols
-    whole = scratch.bytes("vector", 1, source.n_bytes)
-    reader.read_raw_rows(source, np.zeros(1, np.int64), whole)
-    elements = np.arange(tensor.n_cols, dtype=np.int64)
-    for op in reversed(tensor.ops):
-        elements = op.source_rows(source.shape, elements)
-    return np.ascontiguousarray(whole.reshape(-1, item)[elements]).reshape(1, -1)
-
-
-def _check_finite(raw: np.ndarray, dtype: str, tensor: PlannedTensor, first_row: int) -> None:
+def _check_finite(raw: np.ndarray, view: View, tensor: PlannedTensor, first_row: int) -> None:
     """Refuse NaN and Inf by their exponent bits, before decoding."""
-    unsigned, mask, limit = _NOT_FINITE[dtype]
+    unsigned, mask, limit = _NOT_FINITE[view.dtype]
     bits = raw.view(unsigned)
     magnitude = bits & unsigned(mask)
     if int(magnitude.max(initial=0)) >= limit:
         row, column = (int(i) for i in np.argwhere(magnitude >= limit)[0])
         raise FormatError(
             "a weight is NaN or Inf",
-            where=f"{tensor.sources[0].path.name}, tensor {tensor.sources[0].name}",
+            where=", ".join(f"{s.path.name}, tensor {s.name}" for s in view.sources[:1]) or tensor.name,
             expected="finite weights",
             found=f"bits {int(bits[row, column]):#x} in row {first_row + row}, column {column} of {tensor.name}",
             hint="the checkpoint is damaged or its training diverged; download it again or take another one",

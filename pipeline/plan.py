@@ -16,7 +16,8 @@ from pipeline import gguf, modelfile, quant
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.tokenizer import Tokenizer
-from pipeline.types import KV, Op, Plan, PlannedTensor, Source, SourceTensor, ValueType, string, u32
+from pipeline.types import KV, Plan, PlannedTensor, Source, SourceTensor, ValueType, View, string, u32
+from pipeline.views import Constant, Stored
 
 ALIGNMENT = 32
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
@@ -41,11 +42,13 @@ class Draft:
     """A tensor before a recipe chose its type: *type* is the one it has in the file of the source's own precision."""
 
     name: str
-    shape: tuple[int, ...]
     type: str
-    sources: tuple[SourceTensor, ...] = ()
-    ops: tuple[Op, ...] = ()
-    data: bytes | None = None
+    view: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The row-major shape."""
+        return self.view.shape
 
     @property
     def n_elements(self) -> int:
@@ -92,8 +95,9 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     config = archs.ModelConfig(raw)
     mapped = archs.map_tensors(arch, config, checkpoint.tensors)
     drafts = [
-        Draft(t.name, t.shape, _own_type(t.name, t.shape, t.sources), t.sources, t.ops) for t in mapped.tensors
-    ] + [Draft(lit.name, (len(lit.values),), "F32", data=lit.data) for lit in arch.literals(config)]
+        *(Draft(t.name, _own_type(t.name, t.view), t.view) for t in mapped.tensors),
+        *(Draft(lit.name, "F32", Constant((len(lit.values),), lit.values)) for lit in arch.literals(config)),
+    ]
     drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
     keys = [made for key in arch.keys if (made := _arch_key(arch, key, config)) is not None]
     n_parameters = sum(d.n_elements for d in drafts)
@@ -103,7 +107,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
         *keys,
         *tokenizer.metadata,
     )
-    facts = quant.ModelFacts(arch.gguf, config.n_layers, 0, config.n_heads, config.n_heads_kv)
+    facts = quant.ModelFacts(arch.gguf, config.n_layers, config.n_experts, config.n_heads, config.n_heads_kv)
     notes = (*arch.notes(config), *tokenizer.notes, *_dropped(mapped.dropped))
     return Blueprint(metadata, tuple(drafts), facts, notes)
 
@@ -130,7 +134,7 @@ def from_gguf(file: gguf.GgufFile) -> Blueprint:
                 hint="quantize from the unquantized GGUF or from the checkpoint: quantizing twice loses quality",
             )
     drafts = [
-        Draft(t.name, t.shape, t.type, (SourceTensor(t.name, t.type, t.shape, file.path, t.offset, t.n_bytes),))
+        Draft(t.name, t.type, Stored(SourceTensor(t.name, t.type, t.shape, file.path, t.offset, t.n_bytes)))
         for t in file.tensors
     ]
     drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
@@ -183,31 +187,29 @@ def _place(drafts: Sequence[Draft], types: Sequence[str]) -> tuple[PlannedTensor
     tensors, offset = [], 0
     for draft, type_ in zip(drafts, types, strict=True):
         n_bytes = quant.get(type_).row_bytes(draft.shape[-1]) * (draft.n_elements // draft.shape[-1])
-        tensors.append(
-            PlannedTensor(draft.name, draft.shape, type_, n_bytes, offset, draft.sources, draft.ops, draft.data)
-        )
+        tensors.append(PlannedTensor(draft.name, draft.shape, type_, n_bytes, offset, draft.view))
         offset = _padded(offset + n_bytes)
     return tuple(tensors)
 
 
-def _own_type(name: str, shape: tuple[int, ...], sources: Sequence[SourceTensor]) -> str:
+def _own_type(name: str, view: View) -> str:
     """Give the type that keeps a tensor's precision: its own for matrices, float32 for vectors and norms."""
-    if 0 in shape:
-        raise FormatError("a tensor is empty", where=sources[0].name, expected="at least one weight", found=shape)
-    dtypes = {source.dtype for source in sources}
-    if not dtypes <= set(_PRECISIONS):
+    where = f"{view.sources[0].path.name}, tensor {view.sources[0].name}"
+    if 0 in view.shape:
+        raise FormatError("a tensor is empty", where=where, expected="at least one weight", found=view.shape)
+    if view.dtype not in _PRECISIONS:
         raise UnsupportedError(
             "a tensor has a type that cannot be converted yet",
-            where=f"{sources[0].path.name}, tensor {sources[0].name}",
+            where=where,
             expected=" or ".join(_PRECISIONS),
-            found=", ".join(sorted(dtypes)),
+            found=view.dtype,
             hint="take the checkpoint in its original precision",
         )
-    if len(shape) == 1 or name.endswith("_norm.weight") or not name.endswith(".weight"):
+    if len(view.shape) == 1 or name.endswith("_norm.weight") or not name.endswith(".weight"):
         return "F32"
     if name in _ALWAYS_F32_NAMES or name.endswith(_ALWAYS_F32):
         return "F32"
-    return dtypes.pop() if len(dtypes) == 1 else "F32"
+    return view.dtype
 
 
 def _arch_key(arch: archs.Arch, key: archs.Key, config: archs.ModelConfig) -> KV | None:

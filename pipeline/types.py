@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
+
+Shape = tuple[int, ...]
+Tile = npt.NDArray[np.uint8]
 
 
 class ValueType(IntEnum):
@@ -80,30 +84,39 @@ class SourceTensor:
     n_bytes: int
 
 
-class Op(Protocol):
-    """One step between source values and output values, on a tensor seen as (n_rows, n_cols)."""
-
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Give the output shape for an input *shape*, both row-major."""
-
-    def source_rows(self, shape: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
-        """Give the input row of each output row in *rows* (int64); *shape* is the input shape."""
-
-    def values(self, tile: np.ndarray) -> None:
-        """Change a float32 tile (n_rows, n_cols) in place."""
+class View(Protocol):
+    """An output tensor as an expression over source tensors (views.py); a frozen value."""
 
     @property
-    def is_exact(self) -> bool:
-        """Whether values pass unchanged, so that raw bytes may be copied."""
+    def shape(self) -> Shape:
+        """The output's shape, row-major."""
+
+    @property
+    def dtype(self) -> str:
+        """The type that `read` gives: the source's own, or "F32" where values are computed."""
+
+    @property
+    def sources(self) -> tuple[SourceTensor, ...]:
+        """The source tensors underneath."""
+
+    def read(self, reader: Any, rows: np.ndarray, columns: slice, out: Tile) -> None:
+        """Fill *out* with rows of the tensor.
+
+        Args:
+            reader: reads the files (views.RowReader).
+            rows: int64 row numbers; a vector is one row.
+            columns: a slice of elements of each row, with step 1.
+            out: uint8 (n_rows, bytes of the columns in `dtype`), C-contiguous.
+        """
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
     """One tensor of the output file.
 
-    *shape* is row-major; GGUF stores it reversed (ne0 first).  *type* is a ggml type name ("Q4_K").  Rows of the output
-    are the rows of *sources* one after another, passed through *ops*; a tensor without sources is *data* as it stands.
-    *offset* is relative to the start of the data section and a multiple of 32.
+    *shape* is row-major; GGUF stores it reversed (ne0 first).  *type* is a ggml type name ("Q4_K").  *view* says where
+    its values come from; None where only the header matters.  *offset* is relative to the start of the data section
+    and a multiple of 32.
     """
 
     name: str
@@ -111,9 +124,7 @@ class PlannedTensor:
     type: str
     n_bytes: int
     offset: int
-    sources: tuple[SourceTensor, ...] = ()
-    ops: tuple[Op, ...] = ()
-    data: bytes | None = None
+    view: View | None = None
 
     @property
     def n_cols(self) -> int:

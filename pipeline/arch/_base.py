@@ -6,15 +6,15 @@ A row names whole tensor names, `{bid}` standing for the block number; nothing i
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from pipeline.arch._config import ModelConfig
-from pipeline.arch._ops import OpFactory
-from pipeline.types import KV
+from pipeline.arch._steps import Step
+from pipeline.types import KV, View
+from pipeline.views import Joined
 
 Getter = Callable[[ModelConfig], Any]
 KeyMaker = Callable[[str, Any], KV]
@@ -29,22 +29,37 @@ class Key:
     make: KeyMaker
 
 
+def every_block(config: ModelConfig) -> Iterable[int]:
+    """Name all blocks."""
+    return range(config.n_layers)
+
+
+def stacked(_config: ModelConfig, views: Sequence[View]) -> View:
+    """Put tensors of one shape, such as the experts of a block, into one with a new first dimension."""
+    return Joined(tuple(views), (len(views), *views[0].shape))
+
+
 @dataclass(frozen=True)
 class Row:
-    """One rule from source tensor to output tensor.
+    """One rule from source tensors to an output tensor.
 
-    An *optional* row may find nothing.  A row with `{bid}` stands for every block.
+    A *source* pattern is a whole name.  `{bid}` stands for the block; *blocks* names those that have the row.  `{xid}`
+    stands for the expert: all experts of a block are merged.  Several patterns give one tensor too, in their order.
+    *merge* makes one view of several; *steps* follow one after the other.  An *optional* row may find nothing.
+    Rows may share a source: each gets its part of a fused tensor.
     """
 
-    source: str
+    source: str | tuple[str, ...]
     target: str
-    ops: tuple[OpFactory, ...] = ()
+    steps: tuple[Step, ...] = ()
+    merge: Callable[[ModelConfig, Sequence[View]], View] = stacked
+    blocks: Callable[[ModelConfig], Iterable[int]] = every_block
     optional: bool = False
 
     @property
-    def per_block(self) -> bool:
-        """Whether the row stands for one tensor in each block."""
-        return "{bid}" in self.source
+    def patterns(self) -> tuple[str, ...]:
+        """The source patterns."""
+        return (self.source,) if isinstance(self.source, str) else self.source
 
 
 @dataclass(frozen=True)
@@ -53,11 +68,6 @@ class Literal:
 
     name: str
     values: tuple[float, ...]
-
-    @property
-    def data(self) -> bytes:
-        """The values as little-endian float32."""
-        return struct.pack(f"<{len(self.values)}f", *self.values)
 
 
 @dataclass(frozen=True)
@@ -85,5 +95,8 @@ class Arch:
 
 @cache
 def pattern(name: str) -> re.Pattern[str]:
-    """Compile a row's source name; `{bid}` matches a block number without leading zeros."""
-    return re.compile(re.escape(name).replace(r"\{bid\}", r"(?P<bid>0|[1-9][0-9]{0,4})"))
+    """Compile a row's source name; `{bid}` and `{xid}` match numbers without leading zeros."""
+    text = re.escape(name)
+    for place in ("bid", "xid"):
+        text = text.replace(rf"\{{{place}\}}", rf"(?P<{place}>0|[1-9][0-9]{{0,4}})")
+    return re.compile(text)

@@ -63,6 +63,12 @@ class ModelConfig:
         return _within("num_key_value_heads", self.get(int, "num_key_value_heads") or self.n_heads, 1, 1 << 20)
 
     @property
+    def n_experts(self) -> int:
+        """Number of routed experts in a block; 0 for a dense model."""
+        count = self.get(int, "num_local_experts", "num_experts", "n_routed_experts") or 0
+        return _within("num_experts", count, 0, 10_000)
+
+    @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return int(self.get(int, "head_dim") or self.need(int, "hidden_size") // self.n_heads)

@@ -1,6 +1,6 @@
 """From a checkpoint's tensors to the tensors of the file.
 
-Each source matches exactly one row or an explicit drop; each row finds its sources.
+Each source fits the rows of exactly one pattern, or an explicit drop; each row finds its sources.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from pipeline.arch._base import Arch, Row, pattern
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.types import Op, SourceTensor
+from pipeline.types import SourceTensor, View
+from pipeline.views import Stored
 
 HEAD = "lm_head.weight"
+
+# Where a source belongs: its pattern, its block, its expert (0 where there is none).
+_Place = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """One output tensor before its type is known: *shape* is row-major."""
+    """One output tensor before its type is known."""
 
     name: str
-    shape: tuple[int, ...]
-    sources: tuple[SourceTensor, ...]
-    ops: tuple[Op, ...]
+    view: View
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,37 @@ def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTen
         UnsupportedError: if a tensor fits no row.
         FormatError: if a required tensor is missing, or a shape does not suit its row.
     """
-    by_row: dict[Row, dict[int, SourceTensor]] = {row: {} for row in arch.rows}
+    places = {place: None for row in arch.rows for place in _places(row, config)}
+    patterns = list(dict.fromkeys(name for row in arch.rows for name in row.patterns))
+    found: dict[_Place, SourceTensor] = {}
     dropped, unknown = [], []
     for name, tensor in tensors.items():
-        found = _row_of(arch, name, config.n_layers)
+        place = _place_of(patterns, name)
         if _is_dropped(arch, config, name):
             dropped.append(name)
-        elif found is not None:
-            by_row[found[0]][found[1]] = tensor
+        elif place in places:
+            found[place] = tensor
         else:
             unknown.append(name)
     if unknown:
-        raise _unmapped(arch, unknown)
-    return MappedTensors(tuple(_outputs(arch, config, by_row)), tuple(dropped))
+        raise _unmapped(arch, patterns, unknown)
+    return MappedTensors(tuple(_outputs(arch, config, found)), tuple(dropped))
+
+
+def _places(row: Row, config: ModelConfig) -> Iterator[_Place]:
+    for name in row.patterns:
+        for bid in row.blocks(config) if "{bid}" in name else (0,):
+            for xid in range(config.n_experts) if "{xid}" in name else (0,):
+                yield name, bid, xid
+
+
+def _place_of(patterns: list[str], name: str) -> _Place | None:
+    for text in patterns:
+        match = pattern(text).fullmatch(name)
+        if match:
+            groups = match.groupdict()
+            return text, int(groups.get("bid") or 0), int(groups.get("xid") or 0)
+    return None
 
 
 def _is_dropped(arch: Arch, config: ModelConfig, name: str) -> bool:
@@ -62,57 +82,54 @@ def _is_dropped(arch: Arch, config: ModelConfig, name: str) -> bool:
     return (name == HEAD and config.is_tied) or any(pattern(p).fullmatch(name) for p in arch.drop)
 
 
-def _row_of(arch: Arch, name: str, n_layers: int) -> tuple[Row, int] | None:
+def _outputs(arch: Arch, config: ModelConfig, found: Mapping[_Place, SourceTensor]) -> Iterator[Mapped]:
     for row in arch.rows:
-        match = pattern(row.source).fullmatch(name)
-        if match is None:
-            continue
-        bid = int(match.groupdict().get("bid") or 0)
-        return (row, bid) if bid < n_layers else None
-    return None
-
-
-def _outputs(arch: Arch, config: ModelConfig, by_row: dict[Row, dict[int, SourceTensor]]) -> Iterator[Mapped]:
-    for row, found in by_row.items():
         # A head that is neither tied nor there would make a model that cannot answer.
         required = not config.is_tied if row.source == HEAD else not row.optional
-        for bid in range(config.n_layers) if row.per_block else range(1):
-            source = found.get(bid)
-            if source is not None:
-                yield _output(row, bid, source, config)
-            elif required:
-                raise FormatError(
-                    "the checkpoint lacks a tensor that this architecture needs",
-                    where=row.source.replace("{bid}", str(bid)),
-                    expected=f"a tensor for {row.target.replace('{bid}', str(bid))} of {arch.name}",
-                    found="no tensor of that name",
-                    hint="download the checkpoint again; a base model without its head cannot generate text",
-                )
+        per_block = any("{bid}" in name for name in row.patterns)
+        for bid in row.blocks(config) if per_block else (0,):
+            wanted = [place for place in _places(row, config) if place[1] == bid or "{bid}" not in place[0]]
+            missing = [place for place in wanted if place not in found]
+            if not missing:
+                yield _output(arch, row, bid, [found[place] for place in wanted], config)
+            elif required or len(missing) < len(wanted):
+                raise _missing(arch, row, missing[0])
 
 
-def _output(row: Row, bid: int, source: SourceTensor, config: ModelConfig) -> Mapped:
-    ops = tuple(factory(config) for factory in row.ops)
-    shape = source.shape
+def _output(arch: Arch, row: Row, bid: int, sources: list[SourceTensor], config: ModelConfig) -> Mapped:
+    views: list[View] = [Stored(source) for source in sources]
+    is_single = len(row.patterns) == 1 and "{xid}" not in row.patterns[0]
     try:
-        for op in ops:
-            shape = op.shape(shape)
+        view = views[0] if is_single else row.merge(config, views)
+        for step in row.steps:
+            view = step(config, view)
     except FormatError as exc:
         raise FormatError(
             exc.what,
-            where=f"{source.path.name}, tensor {source.name}",
+            where=f"{sources[0].path.name}, tensor {sources[0].name}",
             expected=exc.expected,
             found=exc.found,
-            hint="do config.json and the weights belong together?",
+            hint=f"do config.json and the weights belong together? This is read as {arch.name}",
         ) from exc
-    return Mapped(row.target.replace("{bid}", str(bid)), shape, (source,), ops)
+    return Mapped(row.target.replace("{bid}", str(bid)), view)
 
 
-def _unmapped(arch: Arch, names: list[str]) -> UnsupportedError:
-    first = names[0]
-    closest = difflib.get_close_matches(first, [row.source for row in arch.rows], n=1, cutoff=0.0)
+def _missing(arch: Arch, row: Row, place: _Place) -> FormatError:
+    name, bid, xid = place
+    return FormatError(
+        "the checkpoint lacks a tensor that this architecture needs",
+        where=name.replace("{bid}", str(bid)).replace("{xid}", str(xid)),
+        expected=f"a tensor for {row.target.replace('{bid}', str(bid))} of {arch.name}",
+        found="no tensor of that name",
+        hint="download the checkpoint again; a base model without its head cannot generate text",
+    )
+
+
+def _unmapped(arch: Arch, patterns: list[str], names: list[str]) -> UnsupportedError:
+    closest = difflib.get_close_matches(names[0], patterns, n=1, cutoff=0.0)
     return UnsupportedError(
         f"a tensor fits no row of {arch.name!r} ({len(names)} such)",
-        where=first,
+        where=names[0],
         expected=f"a name like {closest[0]}" if closest else None,
         found=", ".join(names[:3]) + (" ..." if len(names) > 3 else ""),
         hint='is config.json\'s "architectures" right? Weights that are packed (GPTQ, AWQ, bitsandbytes) and adapters '

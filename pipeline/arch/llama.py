@@ -2,8 +2,8 @@
 
 from pipeline.arch._base import Arch, Key, Row
 from pipeline.arch._keys import DECODER, whole
-from pipeline.arch._ops import interleave_heads
 from pipeline.arch._rope import llama3_frequencies
+from pipeline.arch._steps import interleave_heads
 from pipeline.types import u32
 
 _QUERY, _KEY = (interleave_heads("n_heads"),), (interleave_heads("n_heads_kv"),)

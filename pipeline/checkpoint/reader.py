@@ -116,6 +116,28 @@ class TensorReader:
         self.read_raw_rows(tensor, rows, raw)
         decode_rows(tensor.dtype, raw, out)
 
+    def read_raw_pieces(self, tensor: SourceTensor, rows: Rows, start: int, out: Bytes) -> None:
+        """Fill *out*, uint8 of shape (n_rows, n_bytes), with the bytes from *start* on of each row.
+
+        For bands of columns: one call of the system for each row, so a band should be hundreds of bytes wide.
+
+        Raises:
+            FormatError: if the file ends before, or cannot be read.
+            PipelineError: if a row or a byte is not in the tensor.
+        """
+        n_rows, _ = rows_and_cols(tensor)
+        row_bytes = tensor.n_bytes // n_rows if n_rows else 0
+        span, index = _span_or_index(rows, n_rows)
+        numbers = range(*span) if index is None else index.tolist()
+        if out.ndim != 2 or len(out) != len(numbers) or not 0 <= start <= start + out.shape[1] <= row_bytes:
+            raise _misuse(tensor, f"bytes {start} on of {len(numbers)} rows of {row_bytes} bytes into {out.shape}")
+        for place, row in enumerate(numbers):
+            self._fill(tensor, row * row_bytes + start, [memoryview(out[place]).cast("B")])
+
+    def decode(self, dtype: str, raw: Bytes, out: npt.NDArray[np.float32]) -> None:
+        """Decode raw rows; see `decode_rows`."""
+        decode_rows(dtype, raw, out)
+
     def _scatter(self, tensor: SourceTensor, index: np.ndarray, out: Bytes) -> None:
         """Read the rows *index* in file order, each run of neighbours by one call per 1024 rows."""
         order = np.argsort(index, kind="stable")

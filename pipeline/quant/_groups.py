@@ -14,8 +14,7 @@ import numpy as np
 from pipeline.quant._base import F32, U8, U32, Array, Index, Take
 from pipeline.quant._kernels import first_of_magnitude, signed_largest
 
-BLOCK: Final = 32
-TILE_BLOCKS: Final = 4096
+TILE_BLOCKS: Final = 8192
 _NIBBLE_BITS: Final = np.uint32(0x01010101)
 _GATHER: Final = np.uint32(1 << 24 | 1 << 17 | 1 << 10 | 1 << 3)
 _GROUP_SHIFTS: Final = (4 * np.arange(8, dtype=np.uint32))[:, None]
@@ -78,8 +77,10 @@ class Scales(NamedTuple):
 def scales(d: F32) -> Scales:
     """Mirror `id = d ? 1.0f/d : 0.0f` and find where it overflows; *d* may be infinite or NaN, too."""
     inverse = np.float32(1) / d
-    bad = np.flatnonzero(~(np.isfinite(inverse) & np.isfinite(d)))
-    if len(bad):
+    is_sound = np.isfinite(inverse * d)
+    bad = np.empty(0, np.intp)
+    if not is_sound.all():
+        bad = np.flatnonzero(~is_sound)
         inverse[bad] = 0
         bad = bad[d[bad] != 0]
     return Scales(d, inverse, bad)

@@ -11,8 +11,8 @@ from pipeline.quant._kernels import NEAREST_LIMIT, fp16_bits, fp16_to_fp32, near
 from pipeline.quant._search import Affine, Candidates, Range, SearchBuffers, make_qkx2_quants, quants
 
 SUPER_BLOCK: Final = 256
-# Rows of 8 * 516 elements: from 4096 on NumPy's loops with a row vector need no buffering.
-TILE_BLOCKS: Final = 516
+# Rows of 8 * 1032 elements: long rows make the many short operations on one value per sub-block cheap.
+TILE_BLOCKS: Final = 1032
 
 
 class AffineBuffers:
@@ -20,7 +20,6 @@ class AffineBuffers:
 
     def __init__(self, take: Take, n: int) -> None:
         self.x: F32 = take((32, 8 * n), np.float32)
-        self.f: F32 = take((32, 8 * n), np.float32)
         self.q: U8 = take((32, 8 * n), np.uint8)
         self.search = SearchBuffers(take, 32, 8 * n)
 
@@ -59,11 +58,12 @@ def _final_quants(buf: AffineBuffers, bounds: Range, found: Affine, stored: tupl
     d, dm = stored
     unscaled = np.flatnonzero(d == 0)
     d[unscaled] = np.inf  # which gives zeros, right for sub-blocks without a scale
-    np.add(buf.x, dm, out=buf.f)
-    buf.f /= d
+    f, *_ = buf.search.shaped(*buf.x.shape)
+    np.add(buf.x, dm, out=f)
+    f /= d
     low, high = np.abs((bounds.low + dm) / d), np.abs((bounds.high + dm) / d)
     wild = np.flatnonzero(~((low <= NEAREST_LIMIT) & (high <= NEAREST_LIMIT)))
-    quants(buf.f, wild, 0, n_max, buf.q)
+    quants(f, wild, 0, n_max, buf.q)
 
     kept = unscaled[found.inverse[unscaled] != 0]
     if len(kept):

@@ -73,27 +73,21 @@ class _Fp16Buffers:
         self.sign: U32 = take((n,), np.uint32)
 
 
-def fp32_to_fp16_tile(x: F32, out: U16) -> None:
+def _fp32_to_fp16(x: F32, out: U16, buf: _Fp16Buffers) -> None:
     """Mirror `ggml_compute_fp32_to_fp16` for *x*, (n,), n up to FP16_TILE, into *out*, (n,).
 
     Normal numbers: round the bits half to even at bit 13 and move the exponent.  Subnormal numbers: an addition of 0.5
     has their unit in the last place, so it rounds them.  Either result is too small where the other one is right.
     """
-    buf = _Fp16Buffers(np.empty, len(x))
-    _fp32_to_fp16(x, out, buf)
-
-
-def _fp32_to_fp16(x: F32, out: U16, buf: _Fp16Buffers) -> None:
     bits = x.view(np.uint32)
     np.bitwise_and(bits, _ABS, out=buf.magnitude)
     normal = buf.normal
     np.right_shift(buf.magnitude, np.uint32(13), out=normal)
     np.bitwise_and(normal, np.uint32(1), out=normal)
     normal += buf.magnitude
-    normal += np.uint32(0x0FFF)
-    normal >>= np.uint32(13)
     signed = normal.view(np.int32)
-    signed -= np.int32(112 << 10)
+    signed += np.int32(0x0FFF - (112 << 23))
+    signed >>= np.int32(13)
 
     np.minimum(buf.magnitude.view(np.float32), _SMALLEST_NORMAL_FP16[: len(x)], out=buf.subnormal)
     buf.subnormal += np.float32(0.5)
@@ -122,12 +116,9 @@ def fp32_to_fp16_row(x: F32, out: U16) -> None:
 
 
 def fp16_bits(x: F32) -> U16:
-    """Return the float16 bits of *x*, an array of any shape, as GGML_FP32_TO_FP16 gives them."""
-    magnitude = np.abs(x)
-    if x.size and np.min(magnitude) >= 2.0**-14 and np.max(magnitude) <= 65504:
-        return x.astype(np.float16).view(np.uint16)  # quick, and no subnormal result, which would take 20 times as long
+    """Return the float16 bits of *x*, an array of up to FP16_TILE elements, as GGML_FP32_TO_FP16 gives them."""
     out = np.empty(x.size, np.uint16)
-    fp32_to_fp16_tile(x.reshape(-1), out)
+    _fp32_to_fp16(x.reshape(-1), out, _Fp16Buffers(np.empty, x.size))
     return out.reshape(x.shape)
 
 

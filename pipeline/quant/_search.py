@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.quant._base import F32, U8, Index, Take
 from pipeline.quant._kernels import first_of_magnitude, nearest_int, signed_largest
 
 GROUP_MAX_EPS: Final = np.float32(1e-15)
+_EXACT_COLUMNS: Final = 1024
 
 Round = Callable[[F32, int, int], None]
 
@@ -107,10 +107,11 @@ def make_qkx2_quants(x: F32, bounds: Range, plan: Candidates, buf: SearchBuffers
             some, wild = _search_affine(part, Range(low[at], bounds.high[at]), plan, scratch, round_fast)
             _put(found, at, some)
             wild = at[wild]
-    if len(wild):
-        scratch = [np.empty((len(x), len(wild)), np.float32) for _ in range(4)]
-        exact, _ = _search_affine(x[:, wild], Range(low[wild], bounds.high[wild]), plan, scratch, round_exact)
-        _put(found, wild, exact)
+    for start in range(0, len(wild), _EXACT_COLUMNS):
+        at = wild[start : start + _EXACT_COLUMNS]
+        scratch = [np.empty((len(x), len(at)), np.float32) for _ in range(4)]
+        exact, _ = _search_affine(x[:, at], Range(low[at], bounds.high[at]), plan, scratch, round_exact)
+        _put(found, at, exact)
     at = np.flatnonzero(flat)
     zeros = np.zeros(len(at), np.float32)
     _put(found, at, Affine(zeros, low[at], zeros, zeros))
@@ -138,7 +139,8 @@ def _search_affine(
     rounding(L, 0, plan.n_max)
     best = Affine(np.float32(1) / inverse, low.copy(), inverse.copy(), low.copy())
     best_error = _squared_error(x, w, L, (best.scale, best.min), t)
-    tame = _is_tame(span, np.float32(0)) | (span == 0)  # the latter come out as zeros, whatever happens here
+    at = np.flatnonzero(span)  # the others have equal elements: they come out as zeros, whatever happens here
+    changes = [(at, span[at], np.zeros(len(at), np.float32))]
 
     for numerator in plan.numerators():
         np.divide(numerator, span, out=inverse)
@@ -161,8 +163,8 @@ def _search_affine(
         # The next candidates start from the new minimum, so this one's own must be remembered for its L.
         _put(best, at, Affine(scale[at], offset[at], inverse[at], best.min[at]))
         span[at] = high[at] - offset[at]
-        tame[at] &= _is_tame(span[at], low[at] - offset[at])
-    return best, np.flatnonzero(~tame)
+        changes.append((at, span[at], low[at] - offset[at]))
+    return best, _wild(*map(np.concatenate, zip(*changes, strict=True)))
 
 
 def _squared_error(x: F32, w: F32, L: F32, line: tuple[F32, F32], t: F32) -> F32:
@@ -177,12 +179,14 @@ def _squared_error(x: F32, w: F32, L: F32, line: tuple[F32, F32], t: F32) -> F32
     return total
 
 
-def _is_tame(span: F32, below: F32 | np.float32) -> NDArray[np.bool_]:
-    """Say where the roundings that follow stay far below `nearest_int`'s limit and meet no infinity.
+def _wild(columns: Index, span: F32, below: F32) -> Index:
+    """Return the columns where a rounding may have met more than `nearest_int`'s limit, or no number.
 
-    They round at most `(n_max + 1) * (x - min) / span`, with x - min between *below* and *span*.
+    *span* is `max - min` and *below* the smallest x less min, for each min a column has had: the roundings were of at
+    most `(n_max + 1) * (x - min) / span`, with x - min between the two.
     """
-    return (span >= 1e-36) & (span <= 1e38) & (np.abs(below) <= span * np.float32(1e5))
+    tame = (span >= 1e-36) & (span <= 1e38) & (np.abs(below) <= span * np.float32(1e5))
+    return np.unique(columns[~tame])
 
 
 class Linear(NamedTuple):

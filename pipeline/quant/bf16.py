@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import ml_dtypes
 import numpy as np
 
-from pipeline.quant._base import F32, U8, U16, U32, BlockType, Take, workspace
+from pipeline.quant._base import F32, U8, U16, U32, BlockType
 
-
-class _Buffers:
-    def __init__(self, take: Take, n: int) -> None:
-        self.rounded: U32 = take((n,), np.uint32)
+_INFINITY: Final = 0x7F80
+_SIGN: Final = 0x8000
 
 
 class _Type(BlockType):
@@ -17,20 +18,14 @@ class _Type(BlockType):
     id = 30
     block_size = 1
     type_size = 2
-    tile_blocks = 1 << 16
+    tile_blocks = 1 << 18
 
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Mirror `ggml_fp32_to_bf16_row_ref`."""
-        bits, half = x[:, 0].view(np.uint32), out.view(np.uint16)[:, 0]
-        rounded = workspace.get(_Buffers, len(x)).rounded
-        np.right_shift(bits, np.uint32(16), out=rounded)
-        np.bitwise_and(rounded, np.uint32(1), out=rounded)
-        rounded += bits
-        rounded += np.uint32(0x7FFF)
-        rounded >>= np.uint32(16)
-        np.copyto(half, rounded, casting="unsafe")
-        if len(x) and np.isnan(np.max(x)):
-            _keep_nan(bits, half)
+        half = out.view(np.uint16)[:, 0]
+        np.copyto(half.view(ml_dtypes.bfloat16), x[:, 0], casting="unsafe")
+        if np.max(half.view(np.int16)) > _INFINITY or np.max(half) > _INFINITY | _SIGN:
+            _keep_nan(x[:, 0].view(np.uint32), half)
 
     def dequantize_blocks(self, data: U8, out: F32) -> None:
         """Mirror `ggml_bf16_to_fp32_row`."""
@@ -40,6 +35,7 @@ class _Type(BlockType):
 
 
 def _keep_nan(bits: U32, half: U16) -> None:
+    """Write NaNs as ggml does; ml_dtypes has one NaN only."""
     at = np.flatnonzero((bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000))
     half[at] = (bits[at] >> np.uint32(16)) | np.uint32(64)
 

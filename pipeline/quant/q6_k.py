@@ -19,7 +19,6 @@ class _Buffers:
 
     def __init__(self, take: Take, n: int) -> None:
         self.x: F32 = take((16, 16 * n), np.float32)
-        self.f: F32 = take((16, 16 * n), np.float32)
         self.q: U8 = take((16, 16 * n), np.uint8)
         self.search = SearchBuffers(take, 16, 16 * n)
 
@@ -29,10 +28,13 @@ class _Type(BlockType):
     id = 14
     block_size = 256
     type_size = _BLOCK.itemsize
-    tile_blocks = 516
+    tile_blocks = 1032
 
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Mirror `quantize_row_q6_K_ref`."""
+        if not x.any():  # stops at the first element that is not zero
+            out[:] = 0
+            return
         n = len(x)
         y = out.view(_BLOCK)[:, 0]
         buf = workspace.get(_Buffers, n)
@@ -71,10 +73,11 @@ def _final_quants(buf: _Buffers, bounds: Range, found: Linear, d: F32) -> None:
     """Write L: rounded again with the scales as they are stored, or from the search where such a scale is zero."""
     unscaled = d == 0
     d[unscaled] = np.inf
-    np.divide(buf.x, d, out=buf.f)
+    f, *_ = buf.search.shaped(*buf.x.shape)
+    np.divide(buf.x, d, out=f)
     low, high = np.abs(bounds.low / d), np.abs(bounds.high / d)
     wild = np.flatnonzero(~((low <= NEAREST_LIMIT) & (high <= NEAREST_LIMIT)))
-    quants(buf.f, wild, -32, 31, buf.q)
+    quants(f, wild, -32, 31, buf.q)
 
     kept = np.flatnonzero(unscaled)
     if len(kept):
