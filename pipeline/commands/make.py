@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._common import F, json_option, print_json, quant_option, recipes, reporter, size, threads_option
+from pipeline.commands._common import (
+    F,
+    json_option,
+    print_json,
+    quant_option,
+    recipes,
+    recipes_for,
+    reporter,
+    size,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
@@ -64,7 +74,7 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 @threads_option
 @json_option
 def publish(
-    model: str, quant: str, target: str, name: str | None, proof: str, dry_run: bool, system: str | None,
+    model: str, quant: str | None, target: str, name: str | None, proof: str, dry_run: bool, system: str | None,
     num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None, threads: int,
     as_json: bool,
 ) -> None:  # fmt: skip
@@ -73,7 +83,7 @@ def publish(
     from pipeline.commands import _show
 
     job = flow.Job(
-        model, recipes(quant), target, name, proof, threads, with_template, templates,
+        model, recipes_for(model, quant), target, name, proof, threads, with_template, templates,
         _overrides(system, num_ctx, parameters),
     )  # fmt: skip
     log = reporter(quiet=as_json)
@@ -96,14 +106,14 @@ def publish(
     "--ctx", type=click.IntRange(1), default=4096, show_default=True, help="Context for the memory figure, in tokens."
 )
 @json_option
-def plan(model: str, quant: str, ctx: int, as_json: bool) -> None:
+def plan(model: str, quant: str | None, ctx: int, as_json: bool) -> None:
     """Show what would be written: every tensor's type, the exact size, the disk and memory needed."""
     from pipeline import flow
     from pipeline.commands import _show
     from pipeline.preview import describe_plan
 
     prepared = flow.prepare(model, reporter(quiet=as_json))
-    shown = [describe_plan(prepared, name, ctx) for name in recipes(quant)]
+    shown = [describe_plan(prepared, name, ctx) for name in recipes_for(model, quant)]
     if as_json:
         print_json(shown)
         return
@@ -173,13 +183,19 @@ def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignor
 @click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
 @_modelfile_options
 def modelfile(
-    model: str, quant: str, output: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
-    with_template: bool, templates: Path | None,
-) -> None:  # fmt: skip
+    model: str,
+    quant: str | None,
+    output: Path | None,
+    system: str | None,
+    num_ctx: int | None,
+    parameters: tuple[str, ...],
+    with_template: bool,
+    templates: Path | None,
+) -> None:
     """Print the Modelfile for MODEL, for use with `ollama create`."""
     from pipeline import flow
 
-    names = recipes(quant)
+    names = recipes_for(model, quant)
     job = flow.Job(
         model,
         names,
