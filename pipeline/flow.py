@@ -209,8 +209,10 @@ def proof(job: Job, prepared: Prepared, store: Store, published: publish.Publish
     names = [name for name in published.names if name.tag in job.quants]
     tokenizer = prepared.tokenizer
     tokens = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
-    checks = prove.run(job.proof, store, names, chat_template=tokenizer.chat_template, tokens=tokens, log=log.stage)
-    return (*checks, *published.checks)
+    proven = prove.run(job.proof, store, names, chat_template=tokenizer.chat_template, tokens=tokens, log=log.stage)
+    checks = (*proven, *published.checks)
+    prove.refuse_differences(names[0], checks)
+    return checks
 
 
 def make_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -50,6 +51,30 @@ def repository() -> Path:
 def demo() -> Path:
     """The built-in demo checkpoint."""
     return ROOT / "models" / "demo"
+
+
+class SilentLog:
+    """A flow's log that shows nothing and remembers the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def stage(self, _text: str) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Remember it."""
+        self.notes.append(text)
+
+    def bar(self, _text: str) -> Any:
+        """Show nothing."""
+        return contextlib.nullcontext(lambda _done, _total: None)
+
+
+@pytest.fixture(scope="session")
+def silent_log() -> SilentLog:
+    """A log for calling the flow's functions."""
+    return SilentLog()
 
 
 @pytest.fixture
