@@ -15,7 +15,7 @@ import importlib.util
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,13 @@ def measure(kind: quant.BlockType, x: NDArray[np.float32], library: Any, rounds:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all types and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11, help="how often each pair is timed (default 11)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("types", nargs="*", help="only these types")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
 
     library = reference()
     figures: list[dict[str, Any]] = []
