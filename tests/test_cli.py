@@ -148,7 +148,7 @@ BAD_INPUT: dict[str, tuple[str, Callable[[Any], Any], list[str]]] = {
     "unknown architecture": (
         "config.json",
         lambda c: c | {"architectures": ["Qwen9ForCausalLM"]},
-        ["architecture 'Qwen9ForCausalLM' is not supported", "the closest is Qwen2ForCausalLM"],
+        ["architecture 'Qwen9ForCausalLM' is not supported", "the closest is Qwen"],
     ),
     "unknown rope scaling": (
         "config.json",
