@@ -6,11 +6,15 @@ import importlib.util
 import json
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pipeline.source import Patience, open_source
+from pipeline.types import Source
 
 _spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).parent / "hub_server.py")
 assert _spec is not None
@@ -32,11 +36,52 @@ def hub(_server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setenv("HF_ENDPOINT", _server.url)
-    _server.repos.clear()
-    _server.requests.clear()
-    _server.faults.clear()
+    monkeypatch.setenv("HF_ENDPOINT", _server.hub.url)
+    _server.hub.reset()
+    return _server.hub
+
+
+@pytest.fixture
+def server(hub: Any, _server: Any) -> Any:
+    """The server behind the Hub, to be taken down and up."""
     return _server
+
+
+class Pauses(list[float]):
+    """Records the seconds between tries instead of waiting them; *at_pause* happens at each."""
+
+    def at_pause(self) -> None:
+        """Do nothing."""
+
+    def __call__(self, _stop: threading.Event, seconds: float) -> None:
+        """Be told to wait."""
+        self.append(seconds)
+        self.at_pause()
+
+
+@pytest.fixture
+def pauses() -> Pauses:
+    """The waits between tries, which take no time."""
+    return Pauses()
+
+
+@pytest.fixture
+def patience(pauses: Pauses) -> Patience:
+    """The usual patience on a clock that does not run."""
+    return Patience(pause=pauses)
+
+
+def safetensors(tensors: dict[str, int]) -> bytes:
+    """Make a safetensors file of BF16 vectors: their lengths by name; all values differ from file to file."""
+    header: dict[str, Any] = {}
+    at = 0
+    for name, n in tensors.items():
+        header[name] = {"dtype": "BF16", "shape": [n], "data_offsets": [at, at + 2 * n]}
+        at += 2 * n
+    text = json.dumps(header).encode()
+    seed = len(text) + sum(text)
+    data = bytes((i * 7 + seed) % 251 for i in range(1009)) * (at // 1009 + 1)
+    return struct.pack("<Q", len(text)) + text + data[:at]
 
 
 @pytest.fixture
@@ -57,3 +102,29 @@ def files() -> dict[str, bytes]:
         "original/params.json": b"{}",
         ".gitattributes": b"",
     }
+
+
+SHARD = 3_000_000  # bytes of data in each shard
+
+
+@pytest.fixture
+def shards(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The same repository with its weights in three files of 3 MB, and their index."""
+    del files["model.safetensors"]
+    names = [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
+    weight_map = {f"w{i}.{k}": name for i, name in enumerate(names) for k in range(3)}
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    for i, name in enumerate(names):
+        files[name] = safetensors({f"w{i}.{k}": SHARD // 6 for k in range(3)})
+    return files
+
+
+@pytest.fixture
+def fetch(patience: Patience) -> Any:
+    """Bring a whole model here and return its Source: `fetch("org/m", revision, **options)`."""
+
+    def fetch(model: str, revision: str | None = None, **options: Any) -> Source:
+        with open_source(model, revision=revision, patience=patience, **options) as opened:
+            return opened.source
+
+    return fetch
