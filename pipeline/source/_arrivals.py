@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.source._manifest import RemoteFile
 from pipeline.source._retry import StoppedError
 
-_LONGEST_GOODBYE = 2.0  # seconds for a thread to notice that it was stopped; it cannot hold up the program anyway
+_LONGEST_GOODBYE = 2.0  # seconds for all threads to notice that they were stopped; as daemons they hold up nothing
 
 
 class Arrivals:
@@ -83,9 +84,10 @@ class Arrivals:
     def stop(self) -> None:
         """Stop fetching; what is missing stays so, and whoever waits for it is told."""
         self._fail(StoppedError())
+        end = time.monotonic() + _LONGEST_GOODBYE
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
-                thread.join(_LONGEST_GOODBYE)
+                thread.join(max(0.0, end - time.monotonic()))
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

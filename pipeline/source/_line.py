@@ -37,7 +37,7 @@ class Line:
 
     def __init__(self, repo: str, endpoint: str | None, patience: Patience, *, is_offline: bool = False) -> None:
         self.repo = repo
-        self.patience = patience
+        self._patience = patience
         self.stop = threading.Event()
         self._endpoint = endpoint
         self._is_offline = is_offline
@@ -127,16 +127,16 @@ class Line:
 
     def tries(self) -> Tries:
         """Begin to count the failures of one task."""
-        return Tries(self.patience, self.stop)
+        return Tries(self._patience, self.stop)
 
-    def insist(self, ask: Callable[[], T]) -> T:
-        """Give what *ask* returns, called as often as the patience allows.
+    def insist(self, ask: Callable[[], T], patience: Patience | None = None) -> T:
+        """Give what *ask* returns, called as often as the patience (another one, if given) allows.
 
         Raises:
             StoppedError: after `hang_up`.
             Exception: the last error of *ask*.
         """
-        tries = self.tries()
+        tries = Tries(patience or self._patience, self.stop)
         while True:
             self.check()
             try:

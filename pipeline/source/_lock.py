@@ -90,7 +90,7 @@ def _load() -> dict[str, Any]:
         with path().open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
         whole = json.loads(text) if len(text) <= _MAX_BYTES else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(f"{type(error).__name__}: {error}") from error

@@ -175,11 +175,13 @@ def _receive_all(line: Line, commit: str, file: RemoteFile, found: Found, partia
             _receive(line, found, partial)
             return
         except Exception as error:
-            if _is_bad_range(error):
-                partial.restart()
             if partial.at > before:
                 tries.got_ahead()
-            tries.again(error)
+            if _is_bad_range(error):
+                partial.restart()
+                tries.again(BrokenOffError(f"the server has no bytes from {before:,} on"))
+            else:
+                tries.again(error)
         now = line.insist(lambda: line.find(commit, file))
         if (now.etag, now.size) != (found.etag, found.size):
             raise BrokenOffError(f"{file.name} changed on the Hub meanwhile: {found.etag} became {now.etag}")

@@ -127,11 +127,8 @@ class _Visit:
     def _list_files(self) -> tuple[str, dict[str, RemoteFile]]:
         commit = self.cache.commit_of(self.revision)
         has_copy = commit is not None and has_weights(self.cache.snapshot(commit))
-        self.line.patience = replace(self.options.patience, tries=1 if has_copy else _FIRST_TRIES)
-        try:
-            return self.line.insist(lambda: self.line.list_files(self.revision))
-        finally:
-            self.line.patience = self.options.patience
+        patience = replace(self.options.patience, tries=1 if has_copy else _FIRST_TRIES)
+        return self.line.insist(lambda: self.line.list_files(self.revision), patience)
 
     def _from_cache(self, recorded: Manifest | None, error: Exception) -> OpenSource:
         """Open the copy in the cache, if it is whole; else raise *error* or say what to do."""
@@ -158,6 +155,7 @@ class _Visit:
         """Fetch what is missing of everything but weights, and return the folder."""
         folder = self.cache.snapshot(commit)
         missing = {folder / f.name: f for f in files if not f.is_weights and not self._is_here(commit, f)}
+        self.tally.expect(missing.values())
         self._run(missing, lambda _path, file: self._fetch(commit, file), _SMALL_THREADS)
         return folder
 
@@ -179,6 +177,7 @@ class _Visit:
             self.line.hang_up, _WEIGHT_THREADS,
         )  # fmt: skip
         if wanted != "none":
+            self.tally.expect(missing.values())
             arrivals.start()
         # Pickle files have no header that could come first.
         if wanted == "all" or (wanted == "stream" and len(heads) < len(missing)):
@@ -200,7 +199,6 @@ class _Visit:
 
     def _fetch(self, commit: str, file: RemoteFile, head: FileHead | None = None) -> None:
         """Fetch one file; its beginning must be *head*, by which a plan was made."""
-        self.tally.expect(file)
 
         def waiting() -> None:
             self.options.log(f"another process downloads {file.name}; waiting for it")
@@ -279,10 +277,10 @@ class _Tally:
         self._lock = threading.Lock()
         self._done = self._total = self._told = 0
 
-    def expect(self, file: RemoteFile) -> None:
-        """Add a file to what there is in all."""
+    def expect(self, files: Iterable[RemoteFile]) -> None:
+        """Add *files* to what there is in all."""
         with self._lock:
-            self._total += file.size or 0
+            self._total += sum(file.size or 0 for file in files)
 
     def add(self, name: str, n_bytes: int) -> None:
         """Add bytes of the file *name* to what is done."""

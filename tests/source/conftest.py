@@ -7,7 +7,7 @@ import json
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,12 @@ def safetensors(tensors: dict[str, int]) -> bytes:
     seed = len(text) + sum(text)
     data = bytes((i * 7 + seed) % 251 for i in range(1009)) * (at // 1009 + 1)
     return struct.pack("<Q", len(text)) + text + data[:at]
+
+
+@pytest.fixture
+def weights() -> Callable[[dict[str, int]], bytes]:
+    """Make a safetensors file: `weights({"name": length})`."""
+    return safetensors
 
 
 @pytest.fixture

@@ -60,19 +60,21 @@ class Answer:
 
 @dataclass
 class Asked:
-    """One HTTP request as it came."""
+    """One HTTP request as it came; the names of *headers* are in title case."""
 
     method: str
     path: str
     host: str
     headers: dict[str, str]
+    is_download: bool = False
 
 
 @dataclass
 class Fault:
     """What happens to a file's body: it is *cut* or held after *at* bytes, spoilt, or sent without regard to Range.
 
-    With *quiet* a cut looks like the regular end.  A held one goes on when *released*; *reached* tells that it stands.
+    With *quiet* a cut looks like the regular end; *lie* is added to where the answer says that its part begins.  A held
+    one goes on when *released*; *reached* tells that it stands.
     """
 
     cut: bool = False
@@ -80,6 +82,7 @@ class Fault:
     at: int = 0
     spoil: bool = False
     whole: bool = False
+    lie: int = 0
     extra: bytes = b""
     reached: threading.Event | None = None
     released: threading.Event = field(default_factory=threading.Event)
@@ -131,7 +134,7 @@ class Hub:
 
     def downloads(self, name: str) -> list[Asked]:
         """Return the GET requests that the file *name* itself was sent for."""
-        return [a for a in self.asked if a.method == "GET" and a.path.endswith("/" + name) and a.headers.get("_sent")]
+        return [a for a in self.asked if a.method == "GET" and a.path.endswith("/" + name) and a.is_download]
 
     def answer(self, path: str, authorization: str, host: str = "") -> Answer:
         """Answer one request."""
@@ -234,11 +237,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub = self.hub
         hub.requests.append((self.command, self.path))
-        asked = Asked(self.command, urlsplit(self.path).path, self.headers["Host"], dict(self.headers))
+        asked = Asked(
+            self.command,
+            urlsplit(self.path).path,
+            self.headers["Host"],
+            {k.title(): v for k, v in self.headers.items()},
+        )
         hub.asked.append(asked)
         answer = hub.answer(self.path, self.headers.get("Authorization", ""), asked.host)
         if self.command == "GET" and answer.has_ranges:
-            asked.headers["_sent"] = "yes"
+            asked.is_download = True
             self._send_file(answer, hub.fault_for(asked.path), asked.path.rpartition("/")[2])
             return
         self._send_head(answer.status, {"Content-Length": str(len(answer.body)), **answer.headers})
@@ -248,7 +256,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def _send_head(self, status: int, headers: dict[str, str]) -> None:
-        self.send_response(status)
+        self.send_response_only(status)  # without a Date of its own
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
@@ -262,7 +270,7 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= len(body):
                 self._send_head(416, {"Content-Range": f"bytes */{len(body)}", "Content-Length": "0"})
                 return
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(body)}"
+            headers["Content-Range"] = f"bytes {start + fault.lie}-{end - 1}/{len(body)}"
             body, status = body[start:end], 206
         if fault.spoil:
             body = bytes(255 - b for b in body[:16]) + body[16:]
@@ -290,9 +298,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _write(self, body: memoryview, name: str) -> None:
         for i in range(0, len(body), _PIECE):
             piece = body[i : i + _PIECE]
-            self.wfile.write(piece)
-            with self.hub.lock:
+            with self.hub.lock:  # before, so that a client that has it all finds it counted
                 self.hub.sent[name] += len(piece)
+            self.wfile.write(piece)
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
