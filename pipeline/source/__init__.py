@@ -49,8 +49,8 @@ def open_source(
     Args:
         model: a path, an alias, or `org/name`; the last two may end in `@revision`.
         revision: a branch, tag or commit of the repository.
-        weights: "all" downloads the weights first, "stream" in the background while the block runs, "none" fetches
-            only their headers.  What is in the cache is used in any case.
+        weights: "all" downloads the weights first, "stream" in the background while the block runs (from the
+            first `prefer` or `wait` on), "none" fetches only their headers.  What is in the cache is used in any case.
         update: ask the Hub what the branch is now, instead of taking the commit that was recorded.
         rehash: hash the files that are in the cache already; without it their size must do.
         log: takes one line of text for what a person should know.

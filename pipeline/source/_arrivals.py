@@ -15,8 +15,10 @@ _LONGEST_GOODBYE = 2.0  # seconds for all threads to notice that they were stopp
 
 
 class Arrivals:
-    """Fetches *files*, by the path at which each arrives, with *fetch*, in *threads* threads once `start` is called.
+    """Fetches *files*, by the path at which each arrives, with *fetch*, in *threads* threads.
 
+    It begins with the first `wait` or `prefer`, so that nothing is under way before its order is known; if *is_wanted*
+    is false it never does.
     The first failure stops all: whoever waits for any file is told, for no use of the others is left.  *hang_up* must
     make every running *fetch* end soon.
     """
@@ -27,6 +29,8 @@ class Arrivals:
         fetch: Callable[[Path, RemoteFile], None],
         hang_up: Callable[[], None],
         threads: int,
+        *,
+        is_wanted: bool = True,
     ) -> None:
         self._files = dict(files)
         self._fetch = fetch
@@ -40,13 +44,14 @@ class Arrivals:
             threading.Thread(target=self._work, name=f"download-{i}", daemon=True)
             for i in range(min(threads, len(files)))
         ]
+        self._is_wanted = is_wanted
         self._is_started = False
 
-    def start(self) -> None:
-        """Begin to fetch."""
-        self._is_started = True
-        for thread in self._threads:
-            thread.start()
+    def _start(self) -> None:
+        if self._is_wanted and not self._is_started and self._error is None:
+            self._is_started = True
+            for thread in self._threads:
+                thread.start()
 
     def wait(self, path: Path) -> None:
         """Block until the file at *path* is whole and checked; return at once for a path that is none of these.
@@ -55,11 +60,12 @@ class Arrivals:
             PipelineError: if a file failed, or was stopped, or was never to be fetched.
         """
         with self._changed:
+            self._start()
             while path in self._missing:
-                if not self._is_started:
-                    raise PipelineError("this file was not to be downloaded", where=path)
                 if self._error is not None:
                     raise self._error
+                if not self._is_wanted:
+                    raise PipelineError("this file was not to be downloaded", where=path)
                 self._changed.wait()
 
     def wait_for_all(self) -> None:
@@ -80,6 +86,7 @@ class Arrivals:
         order = {path: i for i, path in enumerate(dict.fromkeys(paths))}
         with self._changed:
             self._queue.sort(key=lambda path: order.get(path, len(order)))
+            self._start()
 
     def stop(self) -> None:
         """Stop fetching; what is missing stays so, and whoever waits for it is told."""

@@ -174,11 +174,10 @@ class _Visit:
             )
         arrivals = Arrivals(
             missing, self._translating(lambda path, file: self._fetch(commit, file, heads.get(path))),
-            self.line.hang_up, _WEIGHT_THREADS,
+            self.line.hang_up, _WEIGHT_THREADS, is_wanted=wanted != "none",
         )  # fmt: skip
         if wanted != "none":
             self.tally.expect(missing.values())
-            arrivals.start()
         # Pickle files have no header that could come first.
         if wanted == "all" or (wanted == "stream" and len(heads) < len(missing)):
             arrivals.wait_for_all()
@@ -186,9 +185,7 @@ class _Visit:
 
     def _run(self, files: dict[Path, RemoteFile], fetch: Callable[[Path, RemoteFile], None], threads: int) -> None:
         """Call *fetch* for all *files*, some at a time."""
-        arrivals = Arrivals(files, self._translating(fetch), self.line.hang_up, threads)
-        arrivals.start()
-        arrivals.wait_for_all()
+        Arrivals(files, self._translating(fetch), self.line.hang_up, threads).wait_for_all()
 
     def _translating(self, fetch: Callable[[Path, RemoteFile], None]) -> Callable[[Path, RemoteFile], None]:
         def translating(path: Path, file: RemoteFile) -> None:

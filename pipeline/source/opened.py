@@ -24,7 +24,8 @@ def silent(_line: str) -> None:
 class Options:
     """How a model is opened.
 
-    *weights*: "all" downloads them before the model is open, "stream" while it is, "none" only their headers.
+    *weights*: "all" downloads them before the model is open, "stream" while it is (from the first `prefer` or `wait`
+    on), "none" only their headers.
     *update* asks the Hub what the branch is now, instead of taking the commit that was recorded.  *rehash* hashes files
     that are in the cache already; otherwise their size must do.  *log* takes one line of text for what a person should
     know, *progress* (file, bytes done, bytes in all; of all files together, from any thread).
@@ -60,7 +61,7 @@ class OpenSource:
             self.arrivals.wait(path)
 
     def prefer(self, paths: Iterable[Path]) -> None:
-        """Say in which order the files are needed; without a word they come by name."""
+        """Say in which order the files are needed, and begin to download them; without a word they come by name."""
         if self.arrivals:
             self.arrivals.prefer(paths)
 

@@ -22,7 +22,6 @@ def test_files_come_in_order() -> None:
     """Without a word files come in the order in which they were given."""
     came: list[Path] = []
     arrivals = _arrivals(came.append)
-    arrivals.start()
     arrivals.wait_for_all()
     assert came == PATHS
 
@@ -38,12 +37,25 @@ def test_preferred_files_come_first() -> None:
         came.append(path)
 
     arrivals = _arrivals(fetch)
-    arrivals.start()
+    arrivals.prefer([])
     assert is_in_first.wait(30)
     arrivals.prefer([Path("e"), Path("x"), Path("c"), Path("e"), Path("a")])
     may_go_on.set()
     arrivals.wait_for_all()
     assert came == [Path(name) for name in "aecbdf"]
+
+
+def test_nothing_comes_before_it_is_needed() -> None:
+    """The order given first is that in which files come: none is begun before; what is not wanted never comes."""
+    came: list[Path] = []
+    arrivals = _arrivals(came.append)
+    assert came == []
+    arrivals.prefer(reversed(PATHS))
+    arrivals.wait_for_all()
+    assert came == PATHS[::-1]
+    never = Arrivals({PATHS[0]: RemoteFile("a", None, None)}, lambda *_: None, lambda: None, 1, is_wanted=False)
+    with pytest.raises(PipelineError, match="was not to be downloaded"):
+        never.wait(PATHS[0])
 
 
 def test_wait_is_for_one_file() -> None:
@@ -55,7 +67,6 @@ def test_wait_is_for_one_file() -> None:
             blocked.wait(30)
 
     arrivals = _arrivals(fetch, threads=2)
-    arrivals.start()
     arrivals.wait(PATHS[0])
     arrivals.wait(Path("unknown"))
     blocked.set()
@@ -75,7 +86,6 @@ def test_first_failure_stops_all() -> None:
         raise PipelineError("the first, because it was hung up")
 
     arrivals = _arrivals(fetch, threads=2, hang_up=hung_up.set)
-    arrivals.start()
     for path in PATHS:
         with pytest.raises(PipelineError, match="the second"):
             arrivals.wait(path)
@@ -88,7 +98,6 @@ def test_stop_wakes_all() -> None:
     """Stopping ends the threads and wakes who waits."""
     hung_up = threading.Event()
     arrivals = _arrivals(lambda _path: hung_up.wait(30) or None, hang_up=hung_up.set, threads=3)
-    arrivals.start()
     errors: list[str] = []
 
     def wait() -> None:

@@ -104,6 +104,18 @@ def test_server_restart(repo: Any, hub: Any, server: Any, files: dict[str, bytes
     assert hub.sent[WEIGHTS] <= len(files[WEIGHTS]) + 65_536
 
 
+def test_server_that_stands_still(
+    repo: Any, hub: Any, files: dict[str, bytes], fetch: Any, pauses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body that does not go on within the client's own time limit is asked for again, from that byte."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    held = hub.hold(WEIGHTS, 1_000_000)
+    assert _weights(fetch(MODEL)) == files[WEIGHTS]
+    assert hub.downloads(WEIGHTS)[-1].headers["Range"] == "bytes=1000000-"
+    assert pauses == [1.0]
+    held.released.set()
+
+
 @pytest.mark.parametrize(
     ("headers", "waits"),
     [

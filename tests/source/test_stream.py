@@ -191,6 +191,7 @@ def test_leaving_stops_the_download(how: str, repo: Any, hub: Any) -> None:
         with open_source(MODEL, weights="stream") as opened:
             waiting = threading.Thread(target=wait, args=(opened.source.folder / NAMES[2],))
             waiting.start()
+            opened.prefer([])
             assert all(held.reached.wait(30) for held in holds)
             started = time.monotonic()
             leave()
