@@ -51,7 +51,7 @@ def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTen
         FormatError: if a required tensor is missing, or a shape does not suit its row.
     """
     rows = (*arch.rows, *arch.scalars)
-    places = {place: None for row in rows for place in _places(row, config)}
+    places = {place: None for row in rows for place in _places(row, config, row.blocks(config))}
     patterns = list(dict.fromkeys(name for row in rows for name in row.patterns))
     found: dict[_Place, SourceTensor] = {}
     dropped, unknown = [], []
@@ -86,9 +86,9 @@ def _ability(arch: Arch, name: str) -> str | None:
     return next((ability for p, ability in arch.abilities.items() if pattern(p).fullmatch(name)), None)
 
 
-def _places(row: Row, config: ModelConfig) -> Iterator[_Place]:
+def _places(row: Row, config: ModelConfig, bids: Iterable[int]) -> Iterator[_Place]:
     for name in row.patterns:
-        for bid in row.blocks(config) if "{bid}" in name else (0,):
+        for bid in bids if "{bid}" in name else (0,):
             for xid in range(config.n_experts) if "{xid}" in name else (0,):
                 yield name, bid, xid
 
@@ -126,7 +126,7 @@ def _one_of(
     given: list[tuple[Row, list[_Place]]] = []
     first_missing: tuple[int, Row, _Place] | None = None
     for row in (row for row in rows if bid in _blocks(row, config)):
-        wanted = [place for place in _places(row, config) if place[1] == bid or "{bid}" not in place[0]]
+        wanted = list(_places(row, config, (bid,)))
         missing = [place for place in wanted if place not in found]
         # A head that is neither tied nor there would make a model that cannot answer.
         is_required = not config.is_tied if row.source == HEAD else not row.optional
