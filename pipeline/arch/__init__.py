@@ -77,7 +77,7 @@ def match(config: Mapping[str, Any]) -> Arch:
 
 def _check(arch: Arch, config: Mapping[str, Any]) -> None:
     for key, values in arch.expect.items():
-        found = config.get(key)
+        found = ModelConfig(config, arch.defaults).raw.get(key)
         if found is not None and found not in values:
             raise UnsupportedError(
                 f"llama.cpp computes {arch.gguf!r} in another way",

@@ -46,7 +46,8 @@ class Row:
     A *source* pattern is a whole name.  `{bid}` stands for the block; *blocks* names those that have the row.  `{xid}`
     stands for the expert: all experts of a block are merged.  Several patterns give one tensor too, in their order.
     *merge* makes one view of several; *steps* follow one after the other.  An *optional* row may find nothing.
-    Rows may share a source: each gets its part of a fused tensor.
+    Rows may share a source: each gets its part of a fused tensor.  Rows that share a target are alternatives, such as
+    experts one by one or all in one: the first one whose sources are there gives it.
     """
 
     source: str | tuple[str, ...]
@@ -75,9 +76,11 @@ class Arch:
     """One family of checkpoints.
 
     *name* is ours and unique; *gguf* is `general.architecture`.  *classes* are the names in config.json's
-    `architectures`.  *drop* lists source names that carry nothing the engine needs.  *expect* gives, for config keys
-    that change the computation, the values the engine implements; *ropes* the kinds of rotary scaling it does.
-    *notes* adds warnings; *literals* computed tensors; *example* is a small config.json of the family.
+    `architectures`.  *prefix* may stand before any source name; *spellings* are old ends of names and their new ones.
+    *drop* lists source names that carry nothing the engine needs.  *expect* gives, for config keys that change the
+    computation, the values the engine implements; *ropes* the kinds of rotary scaling it does.  *defaults* are
+    transformers' own for keys that config.json may leave out.  *notes* adds warnings; *literals* computed tensors;
+    *example* is a small config.json of the family.
     """
 
     name: str
@@ -86,7 +89,10 @@ class Arch:
     keys: tuple[Key, ...]
     rows: tuple[Row, ...]
     example: Mapping[str, Any]
+    prefix: str = ""
+    spellings: Mapping[str, str] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ropes: tuple[str, ...] = ("default", "linear", "yarn")
     literals: Callable[[ModelConfig], tuple[Literal, ...]] = lambda _config: ()

@@ -17,10 +17,13 @@ _KINDS: dict[type[Any], str] = {
 
 
 class ModelConfig:
-    """A checked view of config.json (or of the text part of a multimodal one)."""
+    """A checked view of config.json (or of the text part of a multimodal one).
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        self.raw = raw
+    *defaults* are what transformers takes where config.json says nothing.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+        self.raw: Mapping[str, Any] = {**(defaults or {}), **{k: v for k, v in raw.items() if v is not None}}
 
     def get(self, kind: type[Any], *names: str) -> Any:
         """Return the first of *names* that is there and not null, as *kind*; None if there is none.
@@ -50,12 +53,17 @@ class ModelConfig:
     @property
     def n_layers(self) -> int:
         """Number of transformer blocks."""
-        return _within("num_hidden_layers", self.need(int, "num_hidden_layers"), 1, 10_000)
+        return _within("num_hidden_layers", self.need(int, "num_hidden_layers", "n_layer", "num_layers"), 1, 10_000)
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings."""
+        return _within("hidden_size", self.need(int, "hidden_size", "n_embd", "d_model"), 1, 1 << 24)
 
     @property
     def n_heads(self) -> int:
         """Number of query heads."""
-        return _within("num_attention_heads", self.need(int, "num_attention_heads"), 1, 1 << 20)
+        return _within("num_attention_heads", self.need(int, "num_attention_heads", "n_head", "num_heads"), 1, 1 << 20)
 
     @property
     def n_heads_kv(self) -> int:
@@ -71,7 +79,7 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return int(self.get(int, "head_dim") or self.need(int, "hidden_size") // self.n_heads)
+        return int(self.get(int, "head_dim") or self.width // self.n_heads)
 
     @property
     def is_tied(self) -> bool:

@@ -55,6 +55,8 @@ ROPE = (
     Key("rope.freq_base", lambda config: config.rope["rope_theta"], f32),
 )
 
+LAYER_NORM = Key("attention.layer_norm_epsilon", number("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"), f32)
+
 DECODER = (
     Key("block_count", lambda config: config.n_layers, u32),
     Key("context_length", whole("max_position_embeddings"), u32),

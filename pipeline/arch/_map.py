@@ -49,16 +49,25 @@ def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTen
     found: dict[_Place, SourceTensor] = {}
     dropped, unknown = [], []
     for name, tensor in tensors.items():
-        place = _place_of(patterns, name)
-        if _is_dropped(arch, config, name):
+        plain = _plain_name(arch, name)
+        place = _place_of(patterns, plain)
+        if _is_dropped(arch, config, plain):
             dropped.append(name)
-        elif place in places:
+        elif place in places and place not in found:
             found[place] = tensor
         else:
             unknown.append(name)
     if unknown:
         raise _unmapped(arch, patterns, unknown)
     return MappedTensors(tuple(_outputs(arch, config, found)), tuple(dropped))
+
+
+def _plain_name(arch: Arch, name: str) -> str:
+    plain = name.removeprefix(arch.prefix)
+    for old, new in arch.spellings.items():
+        if plain.endswith(old):
+            return plain.removesuffix(old) + new
+    return plain
 
 
 def _places(row: Row, config: ModelConfig) -> Iterator[_Place]:
@@ -83,17 +92,35 @@ def _is_dropped(arch: Arch, config: ModelConfig, name: str) -> bool:
 
 
 def _outputs(arch: Arch, config: ModelConfig, found: Mapping[_Place, SourceTensor]) -> Iterator[Mapped]:
+    made: set[str] = set()
+    used: set[_Place] = set()
+    absent: dict[str, FormatError] = {}
     for row in arch.rows:
-        # A head that is neither tied nor there would make a model that cannot answer.
-        required = not config.is_tied if row.source == HEAD else not row.optional
-        per_block = any("{bid}" in name for name in row.patterns)
-        for bid in row.blocks(config) if per_block else (0,):
+        for bid in row.blocks(config) if _is_per_block(row) else (0,):
             wanted = [place for place in _places(row, config) if place[1] == bid or "{bid}" not in place[0]]
             missing = [place for place in wanted if place not in found]
-            if not missing:
+            target = row.target.replace("{bid}", str(bid))
+            if row.optional or not missing:
+                used.update(wanted)
+            if not missing and target not in made:
+                made.add(target)
                 yield _output(arch, row, bid, [found[place] for place in wanted], config)
-            elif required or len(missing) < len(wanted):
-                raise _missing(arch, row, missing[0])
+            elif missing and (_is_required(row, config) or len(missing) < len(wanted)):
+                absent.setdefault(target, _missing(arch, row, missing[0]))
+    for target, error in absent.items():
+        if target not in made:
+            raise error
+    if spare := [tensor.name for place, tensor in found.items() if place not in used]:
+        raise _unmapped(arch, [name for row in arch.rows for name in row.patterns], spare)
+
+
+def _is_per_block(row: Row) -> bool:
+    return any("{bid}" in name for name in row.patterns)
+
+
+def _is_required(row: Row, config: ModelConfig) -> bool:
+    # A head that is neither tied nor there would make a model that cannot answer.
+    return not config.is_tied if row.source == HEAD else not row.optional
 
 
 def _output(arch: Arch, row: Row, bid: int, sources: list[SourceTensor], config: ModelConfig) -> Mapped:

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError
 from pipeline.types import View
-from pipeline.views import RowNumbers, Rows
+from pipeline.views import RowNumbers, Rows, Transposed
 
 Step = Callable[[ModelConfig, View], View]
 
@@ -47,3 +47,8 @@ def interleave_heads(heads: str) -> Step:
         return Rows(view, view.shape, InterleaveHeads(view.shape[0] // n_heads))
 
     return step
+
+
+def transpose(_config: ModelConfig, view: View) -> View:
+    """Swap the last two dimensions, as the weights of a GPT-2 Conv1D need it."""
+    return Transposed(view)
