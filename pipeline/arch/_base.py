@@ -18,6 +18,7 @@ from pipeline.views import Joined
 
 Getter = Callable[[ModelConfig], Any]
 KeyMaker = Callable[[str, Any], KV]
+Blocks = Callable[[ModelConfig], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Row:
     target: str
     steps: tuple[Step, ...] = ()
     merge: Callable[[ModelConfig, Sequence[View]], View] = stacked
-    blocks: Callable[[ModelConfig], Iterable[int]] = every_block
+    blocks: Blocks = every_block
     optional: bool = False
 
     @property

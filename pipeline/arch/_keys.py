@@ -55,14 +55,18 @@ ROPE = (
     Key("rope.freq_base", lambda config: config.rope["rope_theta"], f32),
 )
 
-LAYER_NORM = Key("attention.layer_norm_epsilon", number("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"), f32)
-
-DECODER = (
+CORE = (
     Key("block_count", lambda config: config.n_layers, u32),
     Key("context_length", whole("max_position_embeddings"), u32),
     Key("embedding_length", whole("hidden_size"), u32),
     Key("feed_forward_length", whole("intermediate_size"), u32),
     Key("attention.head_count", lambda config: config.n_heads, u32),
+)
+
+LAYER_NORM = Key("attention.layer_norm_epsilon", number("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"), f32)
+
+DECODER = (
+    *CORE,
     Key("attention.head_count_kv", lambda config: config.n_heads_kv, u32),
     *ROPE,
     Key("attention.layer_norm_rms_epsilon", number("rms_norm_eps"), f32),

@@ -10,9 +10,10 @@ import numpy as np
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError
 from pipeline.types import View
-from pipeline.views import RowNumbers, Rows, Transposed
+from pipeline.views import Joined, RowNumbers, Rows, Transposed
 
 Step = Callable[[ModelConfig, View], View]
+Sizes = Callable[[ModelConfig], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,43 @@ def interleave_heads(heads: str) -> Step:
 def transpose(_config: ModelConfig, view: View) -> View:
     """Swap the last two dimensions, as the weights of a GPT-2 Conv1D need it."""
     return Transposed(view)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """From each *period* of rows, those from *start* on, *length* of them."""
+
+    period: int
+    start: int
+    length: int
+
+    def __call__(self, rows: RowNumbers) -> RowNumbers:
+        """Give the input row of each output row."""
+        group, inner = np.divmod(rows, self.length)
+        return np.asarray(group * self.period + self.start + inner)
+
+
+def cut(view: View, sizes: tuple[int, ...]) -> list[View]:
+    """Cut a fused tensor whose rows (or a vector, whose elements) come in groups, each of parts of *sizes* rows.
+
+    The k-th view has the k-th parts of all groups.
+    """
+    at = max(len(view.shape) - 2, 0)  # the dimension that is cut
+    period, n = sum(sizes), view.shape[at]
+    if min(sizes) <= 0 or n % period:
+        raise FormatError("rows do not split into groups", expected=f"a multiple of {period} rows", found=n)
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    return [
+        Rows(view, (*view.shape[:at], n // period * size, *view.shape[at + 1 :]), Slices(period, start, size))
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def piece(k: int, sizes: Sizes) -> Step:
+    """Make a step that takes the *k*-th part of each group; see `cut`."""
+    return lambda config, view: cut(view, sizes(config))[k]
+
+
+def ungroup(sizes: Sizes) -> Step:
+    """Make a step that puts the first parts of all groups before the second ones and so on; see `cut`."""
+    return lambda config, view: Joined(tuple(cut(view, sizes(config))), view.shape)

@@ -22,7 +22,7 @@ GOLDEN = sorted(path.name for path in FIXTURES.iterdir())
 MAX_KL = 1e-9
 
 # ggml looks GELU up in a table of float16 values.
-GELU = ("gpt2",)
+GELU = ("falcon", "gpt2", "starcoder2")
 MAX_KL_GELU = 1e-6
 
 # Keys of the official converter that we leave out or add, each with the reason.

@@ -1,0 +1,158 @@
+"""DeepSeek V2 and V3: multi-head latent attention, dense first blocks, then shared and routed experts."""
+
+from pipeline.arch._base import Arch, Key, Row
+from pipeline.arch._config import ModelConfig
+from pipeline.arch._keys import CORE, ROPE, number, whole
+from pipeline.arch._rows import EXPERTS, MLP, NORMS, OUTER, only
+from pipeline.arch._steps import piece, transpose
+from pipeline.errors import UnsupportedError
+from pipeline.types import View, boolean, f32, u32
+from pipeline.views import Shaped
+
+_ATTN, _MLP = "model.layers.{bid}.self_attn", "model.layers.{bid}.mlp"
+_GATING = {"softmax": 1, "sigmoid": 2}
+
+
+def _n_dense(config: ModelConfig) -> int:
+    return int(config.get(int, "first_k_dense_replace") or 0) if config.n_experts else config.n_layers
+
+
+def _dense(config: ModelConfig) -> range:
+    return range(_n_dense(config))
+
+
+def _sparse(config: ModelConfig) -> range:
+    return range(_n_dense(config), config.n_layers)
+
+
+def _with_lora(config: ModelConfig) -> range:
+    return range(config.n_layers if config.get(int, "q_lora_rank") else 0)
+
+
+def _without_lora(config: ModelConfig) -> range:
+    return range(0 if config.get(int, "q_lora_rank") else config.n_layers)
+
+
+def _shared(config: ModelConfig) -> range:
+    return _sparse(config) if config.get(int, "n_shared_experts") else range(0)
+
+
+def _key_value(config: ModelConfig) -> tuple[int, int]:
+    return config.need(int, "qk_nope_head_dim"), config.need(int, "v_head_dim")
+
+
+def _per_head(config: ModelConfig, view: View) -> View:
+    return Shaped(view, (config.n_heads, view.shape[0] // config.n_heads, view.shape[1]))
+
+
+def _log_multiplier(config: ModelConfig) -> float | None:
+    """Give what llama.cpp scales attention by where the rotary scaling is yarn; it knows one mscale for both places."""
+    rope = ModelConfig(config.rope)
+    mscale, of_all = rope.get(float, "mscale"), rope.get(float, "mscale_all_dim")
+    if rope.raw["rope_type"] == "yarn" and (not of_all or mscale != of_all):
+        raise UnsupportedError(
+            "llama.cpp computes this yarn scaling in another way",
+            where="config.json, rope scaling",
+            expected="mscale and mscale_all_dim, equal and not zero",
+            found=f"mscale {mscale}, mscale_all_dim {of_all}",
+        )
+    return None if of_all is None else 0.1 * of_all
+
+
+def _notes(config: ModelConfig) -> tuple[str, ...]:
+    if config.get(str, "topk_method") == "group_limited_greedy" and (config.get(int, "n_group") or 1) > 1:
+        return (
+            "llama.cpp ranks groups of experts by their two best experts, this model by the best one: "
+            "a token may go to other experts than in transformers",
+        )
+    return ()
+
+
+ARCH = Arch(
+    name="deepseek2",
+    gguf="deepseek2",
+    classes=("DeepseekV2ForCausalLM",),
+    keys=(
+        *CORE,
+        Key("attention.head_count_kv", lambda _config: 1, u32),
+        *ROPE,
+        Key("attention.layer_norm_rms_epsilon", number("rms_norm_eps"), f32),
+        Key("expert_count", lambda config: config.n_experts or None, u32),
+        Key("expert_used_count", lambda config: config.get(int, "num_experts_per_tok"), u32),
+        Key("expert_group_count", lambda config: config.get(int, "n_group"), u32),
+        Key("expert_group_used_count", lambda config: config.get(int, "topk_group"), u32),
+        Key("expert_gating_func", lambda config: _GATING.get(config.get(str, "scoring_func")), u32),
+        Key("attention.key_length", lambda c: c.need(int, "kv_lora_rank") + c.need(int, "qk_rope_head_dim"), u32),
+        Key("attention.value_length", whole("kv_lora_rank"), u32),
+        Key("leading_dense_block_count", _n_dense, u32),
+        Key("vocab_size", whole("vocab_size"), u32),
+        Key("attention.q_lora_rank", lambda config: config.get(int, "q_lora_rank"), u32),
+        Key("attention.kv_lora_rank", whole("kv_lora_rank"), u32),
+        Key("attention.key_length_mla", lambda c: _key_value(c)[0] + c.need(int, "qk_rope_head_dim"), u32),
+        Key("attention.value_length_mla", whole("v_head_dim"), u32),
+        Key("expert_feed_forward_length", whole("moe_intermediate_size", "intermediate_size"), u32),
+        Key("expert_shared_count", lambda config: config.get(int, "n_shared_experts") or 0, u32),
+        Key("expert_weights_scale", lambda config: config.get(float, "routed_scaling_factor"), f32),
+        Key("expert_weights_norm", lambda config: config.get(bool, "norm_topk_prob") or None, boolean),
+        Key("rope.dimension_count", whole("qk_rope_head_dim"), u32),
+        Key("rope.scaling.yarn_log_multiplier", _log_multiplier, f32),
+    ),
+    rows=(
+        *OUTER,
+        *NORMS,
+        *only(_without_lora, Row(f"{_ATTN}.q_proj.weight", "blk.{bid}.attn_q.weight")),
+        *only(
+            _with_lora,
+            Row(f"{_ATTN}.q_a_proj.weight", "blk.{bid}.attn_q_a.weight"),
+            Row(f"{_ATTN}.q_a_layernorm.weight", "blk.{bid}.attn_q_a_norm.weight"),
+            Row(f"{_ATTN}.q_b_proj.weight", "blk.{bid}.attn_q_b.weight"),
+        ),
+        Row(f"{_ATTN}.kv_a_proj_with_mqa.weight", "blk.{bid}.attn_kv_a_mqa.weight"),
+        Row(f"{_ATTN}.kv_a_layernorm.weight", "blk.{bid}.attn_kv_a_norm.weight"),
+        Row(f"{_ATTN}.kv_b_proj.weight", "blk.{bid}.attn_k_b.weight", (piece(0, _key_value), _per_head, transpose)),
+        Row(f"{_ATTN}.kv_b_proj.weight", "blk.{bid}.attn_v_b.weight", (piece(1, _key_value), _per_head)),
+        Row(f"{_ATTN}.o_proj.weight", "blk.{bid}.attn_output.weight"),
+        *only(_dense, *MLP),
+        *only(
+            _sparse, *EXPERTS, Row(f"{_MLP}.gate.e_score_correction_bias", "blk.{bid}.exp_probs_b.bias", optional=True)
+        ),
+        *only(
+            _shared,
+            Row(f"{_MLP}.shared_experts.gate_proj.weight", "blk.{bid}.ffn_gate_shexp.weight"),
+            Row(f"{_MLP}.shared_experts.up_proj.weight", "blk.{bid}.ffn_up_shexp.weight"),
+            Row(f"{_MLP}.shared_experts.down_proj.weight", "blk.{bid}.ffn_down_shexp.weight"),
+        ),
+    ),
+    drop=(f"{_ATTN}.rotary_emb.inv_freq",),
+    expect={
+        "hidden_act": ("silu",),
+        "attention_bias": (False,),
+        "moe_layer_freq": (1,),
+        "scoring_func": tuple(_GATING),
+        "rope_interleave": (True,),
+    },
+    ropes=("default", "yarn"),
+    notes=_notes,
+    defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0},
+    example={
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "vocab_size": 384,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "q_lora_rank": 48,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 16,
+        "scoring_func": "softmax",
+        "routed_scaling_factor": 2.0,
+    },
+)
