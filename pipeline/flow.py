@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pipeline import arch as archs
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
 from pipeline import prove, publish
@@ -97,7 +98,8 @@ def prepare(model: str, log: Log) -> Prepared:
     with log.bar(f"reading {model}") as progress:
         source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
         checkpoint = open_checkpoint(source.folder)
-        tokenizer = read_tokenizer(source.folder, dict(checkpoint.text_config()))
+        config = archs.match(checkpoint.config).config(checkpoint.config)
+        tokenizer = read_tokenizer(source.folder, config.raw)
         blueprint = plans.from_checkpoint(checkpoint, tokenizer, source)
     for note in blueprint.notes:
         log.note(note)

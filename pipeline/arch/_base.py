@@ -13,12 +13,13 @@ from typing import Any
 
 from pipeline.arch._config import ModelConfig
 from pipeline.arch._steps import Step
-from pipeline.types import KV, View
+from pipeline.types import KV, Shape, View
 from pipeline.views import Joined
 
 Getter = Callable[[ModelConfig], Any]
 KeyMaker = Callable[[str, Any], KV]
 Blocks = Callable[[ModelConfig], Iterable[int]]
+Allowed = tuple[Any, ...] | Callable[[ModelConfig], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Row:
     A *source* pattern is a whole name.  `{bid}` stands for the block; *blocks* names those that have the row.  `{xid}`
     stands for the expert: all experts of a block are merged.  Several patterns give one tensor too, in their order.
     *merge* makes one view of several; *steps* follow one after the other.  An *optional* row may find nothing.
-    Rows may share a source: each gets its part of a fused tensor.  Rows that share a target are alternatives, such as
-    experts one by one or all in one: the first one whose sources are there gives it.
+    Rows may share a source: each gets its part of a fused tensor.  Rows of one *target* are the layouts in which it is
+    published; a checkpoint has one of them.  *shape* tells what config.json makes of the output, row-major.
     """
 
     source: str | tuple[str, ...]
@@ -57,11 +58,17 @@ class Row:
     merge: Callable[[ModelConfig, Sequence[View]], View] = stacked
     blocks: Blocks = every_block
     optional: bool = False
+    shape: Callable[[ModelConfig], Shape] | None = None
 
     @property
     def patterns(self) -> tuple[str, ...]:
         """The source patterns."""
         return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def kind(self) -> str:
+        """What the target is within a block, or in the file: "attn_q", "output_norm"."""
+        return self.target.split(".")[-2]
 
 
 @dataclass(frozen=True)
@@ -77,11 +84,11 @@ class Arch:
     """One family of checkpoints.
 
     *name* is ours and unique; *gguf* is `general.architecture`.  *classes* are the names in config.json's
-    `architectures`.  *prefix* may stand before any source name; *spellings* are old ends of names and their new ones.
-    *drop* lists source names that carry nothing the engine needs.  *expect* gives, for config keys that change the
-    computation, the values the engine implements; *ropes* the kinds of rotary scaling it does.  *defaults* are
-    transformers' own for keys that config.json may leave out.  *notes* adds warnings; *literals* computed tensors;
-    *example* is a small config.json of the family.
+    `architectures`.  *drop* lists source names that carry nothing the engine needs; *abilities* those that are left out
+    with what the model can no longer do, where `{bid}` is a block after the last one.  *prefixes* pairs beginnings of source names with what the rows have instead.
+    *spellings* are old ends of source names and what they are called now.  *defaults* are settings that config.json may leave out.  *expect* gives, for config keys that change the
+    computation, the values the engine implements; *ropes* the kinds of rotary scaling it does.  *notes* adds warnings;
+    *literals* computed tensors; *example* is a small config.json of the family.
     """
 
     name: str
@@ -90,20 +97,27 @@ class Arch:
     keys: tuple[Key, ...]
     rows: tuple[Row, ...]
     example: Mapping[str, Any]
-    prefix: str = ""
-    spellings: Mapping[str, str] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
+    abilities: Mapping[str, str] = field(default_factory=dict)
+    prefixes: tuple[tuple[str, str], ...] = ()
+    spellings: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    expect: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    expect: Mapping[str, Allowed] = field(default_factory=dict)
     ropes: tuple[str, ...] = ("default", "linear", "yarn")
     literals: Callable[[ModelConfig], tuple[Literal, ...]] = lambda _config: ()
     notes: Callable[[ModelConfig], tuple[str, ...]] = lambda _config: ()
 
+    def config(self, raw: Mapping[str, Any]) -> ModelConfig:
+        """See config.json as the rows do: the text part of a multimodal one over the rest, over the defaults."""
+        text = raw.get("text_config")
+        said = {**raw, **(text if isinstance(text, dict) else {})}
+        return ModelConfig({**said, **{k: v for k, v in self.defaults.items() if said.get(k) is None}})
+
 
 @cache
 def pattern(name: str) -> re.Pattern[str]:
-    """Compile a row's source name; `{bid}` and `{xid}` match numbers without leading zeros."""
-    text = re.escape(name)
+    """Compile a source name; `{bid}` and `{xid}` match numbers without leading zeros, `{any}` matches the rest."""
+    text = re.escape(name).replace(r"\{any\}", ".+")
     for place in ("bid", "xid"):
         text = text.replace(rf"\{{{place}\}}", rf"(?P<{place}>0|[1-9][0-9]{{0,4}})")
     return re.compile(text)

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError
 from pipeline.types import View
-from pipeline.views import Joined, RowNumbers, Rows, Transposed
+from pipeline.views import Computed, Floats, Joined, RowNumbers, Rows, Shaped, Transposed
 
 Step = Callable[[ModelConfig, View], View]
 Sizes = Callable[[ModelConfig], tuple[int, ...]]
@@ -50,46 +50,77 @@ def interleave_heads(heads: str) -> Step:
     return step
 
 
-def transpose(_config: ModelConfig, view: View) -> View:
-    """Swap the last two dimensions, as the weights of a GPT-2 Conv1D need it."""
-    return Transposed(view)
-
-
 @dataclass(frozen=True)
-class Slices:
-    """From each *period* of rows, those from *start* on, *length* of them."""
+class Part:
+    """Rows *first* to *first* + *size* of each group of *total* rows."""
 
-    period: int
-    start: int
-    length: int
+    total: int
+    first: int
+    size: int
 
     def __call__(self, rows: RowNumbers) -> RowNumbers:
         """Give the input row of each output row."""
-        group, inner = np.divmod(rows, self.length)
-        return np.asarray(group * self.period + self.start + inner)
+        group, inner = np.divmod(rows, self.size)
+        return np.asarray(group * self.total + self.first + inner)
+
+
+def part(number: int, of: int) -> Step:
+    """Make a step that takes part *number* of a tensor that was made of *of* matrices, one below the other.
+
+    A tensor with an outer dimension, such as one for the experts, gives that part of each matrix in it.
+    """
+
+    def step(_config: ModelConfig, view: View) -> View:
+        *outer, total, n_cols = view.shape
+        if total % of:
+            raise FormatError("rows do not split into parts", expected=f"a multiple of {of} rows", found=total)
+        size = total // of
+        return Rows(view, (*outer, size, n_cols), Part(total, number * size, size))
+
+    return step
 
 
 def cut(view: View, sizes: tuple[int, ...]) -> list[View]:
-    """Cut a fused tensor whose rows (or a vector, whose elements) come in groups, each of parts of *sizes* rows.
+    """Cut a fused tensor whose rows, or a vector whose elements, come in groups of parts of *sizes* rows each.
 
     The k-th view has the k-th parts of all groups.
     """
     at = max(len(view.shape) - 2, 0)  # the dimension that is cut
-    period, n = sum(sizes), view.shape[at]
-    if min(sizes) <= 0 or n % period:
-        raise FormatError("rows do not split into groups", expected=f"a multiple of {period} rows", found=n)
-    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    total, n = sum(sizes), view.shape[at]
+    if min(sizes) <= 0 or n % total:
+        raise FormatError("rows do not split into groups", expected=f"a multiple of {total} rows", found=n)
+    firsts = [sum(sizes[:k]) for k in range(len(sizes))]
     return [
-        Rows(view, (*view.shape[:at], n // period * size, *view.shape[at + 1 :]), Slices(period, start, size))
-        for start, size in zip(starts, sizes, strict=True)
+        Rows(view, (*view.shape[:at], n // total * size, *view.shape[at + 1 :]), Part(total, first, size))
+        for first, size in zip(firsts, sizes, strict=True)
     ]
 
 
-def piece(k: int, sizes: Sizes) -> Step:
-    """Make a step that takes the *k*-th part of each group; see `cut`."""
-    return lambda config, view: cut(view, sizes(config))[k]
+def piece(number: int, sizes: Sizes) -> Step:
+    """Make a step that takes piece *number* of each group of rows; see `cut`."""
+    return lambda config, view: cut(view, sizes(config))[number]
 
 
 def ungroup(sizes: Sizes) -> Step:
-    """Make a step that puts the first parts of all groups before the second ones and so on; see `cut`."""
+    """Make a step that puts the first pieces of all groups before the second ones and so on; see `cut`."""
     return lambda config, view: Joined(tuple(cut(view, sizes(config))), view.shape)
+
+
+def per_head(config: ModelConfig, view: View) -> View:
+    """Split the rows of a matrix by query heads into a matrix for each."""
+    n_rows, n_cols = view.shape
+    return Shaped(view, (config.n_heads, n_rows // config.n_heads, n_cols))
+
+
+def transpose(_config: ModelConfig, view: View) -> View:
+    """Swap the last two dimensions, as the weights of GPT-2's Conv1D need it."""
+    return Transposed(view)
+
+
+def plus_one(_config: ModelConfig, view: View) -> View:
+    """Add one to the weights of a norm that multiplies by (1 + weight); llama.cpp multiplies by the weight."""
+    return Computed(view, _add_one)
+
+
+def _add_one(values: Floats) -> None:
+    values += np.float32(1)
