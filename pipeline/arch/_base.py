@@ -85,10 +85,11 @@ class Arch:
 
     *name* is ours and unique; *gguf* is `general.architecture`.  *classes* are the names in config.json's
     `architectures`.  *drop* lists source names that carry nothing the engine needs; *abilities* those that are left out
-    with what the model can no longer do, where `{bid}` is a block after the last one.  *prefixes* pairs beginnings of source names with what the rows have instead.
-    *spellings* are old ends of source names and what they are called now.  *defaults* are settings that config.json may leave out.  *expect* gives, for config keys that change the
-    computation, the values the engine implements; *ropes* the kinds of rotary scaling it does.  *notes* adds warnings;
-    *literals* computed tensors; *example* is a small config.json of the family.
+    with what the model can no longer do, where `{bid}` is a block after the last one.  *prefixes* pairs beginnings of
+    source names with what the rows have instead, *spellings* ends.  *defaults* are settings that config.json may leave
+    out.  *expect* gives, for config keys that change the computation, the values the engine implements; *ropes* the
+    kinds of rotary scaling it does.  *notes* adds warnings; *literals* computed tensors; *example* is a small
+    config.json of the family.
     """
 
     name: str

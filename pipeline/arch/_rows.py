@@ -108,7 +108,7 @@ def needed(*rows: Row) -> tuple[Row, ...]:
 
 
 def gated(source: str, ending: str, width: Callable[[ModelConfig], int]) -> tuple[Row, ...]:
-    """Make the rows of a gated feed-forward network *width* wide; "shexp" as *ending* gives ffn_gate_shexp and so on."""
+    """Make the rows of a gated feed-forward network *width* wide; "shexp" as *ending* gives ffn_gate_shexp, ..."""
     return (
         Row(f"{source}.gate_proj.weight", f"blk.{{bid}}.ffn_gate_{ending}.weight", shape=lambda c: (width(c), c.width)),
         Row(f"{source}.up_proj.weight", f"blk.{{bid}}.ffn_up_{ending}.weight", shape=lambda c: (width(c), c.width)),

@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError
-from pipeline.types import View
-from pipeline.views import Computed, Floats, Joined, RowNumbers, Rows, Shaped, Transposed
+from pipeline.types import Shape, View
+from pipeline.views import Computed, Floats, Folded, Joined, RowNumbers, Rows, Shaped, Transposed
 
 Step = Callable[[ModelConfig, View], View]
 Sizes = Callable[[ModelConfig], tuple[int, ...]]
@@ -115,6 +115,27 @@ def per_head(config: ModelConfig, view: View) -> View:
 def transpose(_config: ModelConfig, view: View) -> View:
     """Swap the last two dimensions, as the weights of GPT-2's Conv1D need it."""
     return Transposed(view)
+
+
+def fold(shape: Callable[[ModelConfig], Shape]) -> Step:
+    """Make a step that lays a vector out as a matrix."""
+    return lambda config, view: Folded(view, shape(config))
+
+
+def squeeze(_config: ModelConfig, view: View) -> View:
+    """Drop dimensions of one between the first and the last, such as the channels of a depthwise convolution."""
+    first, *inner, last = view.shape
+    return Shaped(view, (first, *(n for n in inner if n != 1), last))
+
+
+def minus_exp(_config: ModelConfig, view: View) -> View:
+    """Turn the logarithm of a state space's decay into the decay."""
+    return Computed(view, _minus_exp)
+
+
+def _minus_exp(values: Floats) -> None:
+    # In float64: the float32 result then is the same whatever the processor's vector instructions.
+    np.copyto(values, -np.exp(values.astype(np.float64)), casting="same_kind")
 
 
 def plus_one(_config: ModelConfig, view: View) -> View:

@@ -8,7 +8,7 @@ from pipeline.arch._config import ModelConfig
 from pipeline.arch._example import decoder
 from pipeline.arch._keys import CORE, EXPERTS, ROPE, number, whole
 from pipeline.arch._rows import EXPERTS as EXPERT_ROWS
-from pipeline.arch._rows import INV_FREQ, MLP, NORMS, OUTER, gated, maybe, only, sized
+from pipeline.arch._rows import INV_FREQ, MLP, NORMS, OUTER, gated, maybe, only
 from pipeline.arch._steps import per_head, piece, transpose
 from pipeline.errors import UnsupportedError
 from pipeline.types import boolean, f32, u32
