@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from pipeline import discover
-from pipeline.arch._base import Arch, Key, Literal, Row
+from pipeline.arch._base import Arch, Key, Literal, Row, pattern
 from pipeline.arch._config import ModelConfig
 from pipeline.arch._map import HEAD, Mapped, MappedTensors, map_tensors
 from pipeline.arch._rope import check_rope
@@ -27,6 +27,7 @@ __all__ = [
     "by_class",
     "map_tensors",
     "match",
+    "pattern",
 ]
 
 

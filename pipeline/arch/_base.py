@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.arch._config import ModelConfig
 from pipeline.arch._steps import Step
+from pipeline.errors import FormatError
 from pipeline.types import KV, Shape, View
 from pipeline.views import Joined
 
@@ -38,6 +39,13 @@ def every_block(config: ModelConfig) -> Iterable[int]:
 
 def stacked(_config: ModelConfig, views: Sequence[View]) -> View:
     """Put tensors of one shape, such as the experts of a block, into one with a new first dimension."""
+    for view in views:
+        if view.shape != views[0].shape:
+            raise FormatError(
+                f"{view.sources[0].name} has another shape than its siblings",
+                expected=views[0].shape,
+                found=view.shape,
+            )
     return Joined(tuple(views), (len(views), *views[0].shape))
 
 

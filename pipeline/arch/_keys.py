@@ -30,6 +30,11 @@ def maybe_whole(*names: str) -> Getter:
     return lambda config: config.get(int, *names)
 
 
+def maybe_number(*names: str) -> Getter:
+    """Find a number, or nothing."""
+    return lambda config: config.get(float, *names)
+
+
 def _scaling(kinds: tuple[str, ...], key: str) -> Getter:
     """Find a parameter of the rotary scaling where its kind is one of *kinds*."""
 
@@ -100,8 +105,9 @@ def window_pattern(period: int) -> Key:
     """Say which layers have a sliding window, where it is not all but each *period*-th one, as the engine assumes."""
 
     def get(config: ModelConfig) -> list[bool] | None:
+        usual = config.get(int, "sliding_window_pattern", "_sliding_window_pattern") or period
         slides = [kind == "sliding_attention" for kind in config.layer_types]
-        usual = [(bid + 1) % period != 0 for bid in range(config.n_layers)]
-        return None if slides in ([], usual) else slides
+        slides = slides or [(bid + 1) % usual != 0 for bid in range(config.n_layers)]
+        return None if slides == [(bid + 1) % period != 0 for bid in range(config.n_layers)] else slides
 
     return Key("attention.sliding_window_pattern", get, booleans)

@@ -62,6 +62,18 @@ MLP_BIASES = (
     Row("model.layers.{bid}.mlp.down_proj.bias", "blk.{bid}.ffn_down.bias", optional=True, shape=sized("width")),
 )
 
+# Names of the language model within a multimodal one, of transformers 4 and 5, and of what is beside it.
+LANGUAGE_MODEL = (
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+)
+VISION = {
+    f"{outer}{part_}.{{any}}": "vision"
+    for outer in ("", "model.")
+    for part_ in ("vision_tower", "multi_modal_projector")
+}
+
 # Buffers that checkpoints of transformers before 4.31 carry.
 INV_FREQ = ("model.layers.{bid}.self_attn.rotary_emb.inv_freq",)
 
