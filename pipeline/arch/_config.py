@@ -48,10 +48,24 @@ class ModelConfig:
             )
         return value
 
+    def within(self, low: int, high: int, *names: str) -> int:
+        """Return a required whole number from *low* to *high*.
+
+        Raises:
+            FormatError: if there is none, or another one.
+        """
+        return _within(names[0], self.need(int, *names), low, high)
+
     @property
     def n_layers(self) -> int:
         """Number of transformer blocks."""
         return _within("num_hidden_layers", self.need(int, "num_hidden_layers", "n_layer", "num_layers"), 1, 10_000)
+
+    @property
+    def extra_layers(self) -> range:
+        """Numbers of the layers after the last one, which predict further tokens."""
+        n = _within("num_nextn_predict_layers", self.get(int, "num_nextn_predict_layers") or 0, 0, 100)
+        return range(self.n_layers, self.n_layers + n)
 
     @property
     def n_heads(self) -> int:

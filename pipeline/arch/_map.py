@@ -80,7 +80,7 @@ def _canonical(arch: Arch, name: str) -> str:
 def _ability(arch: Arch, config: ModelConfig, name: str) -> str | None:
     for text, ability in arch.abilities.items():
         match = pattern(text).fullmatch(name)
-        if match and int(match.groupdict().get("bid", config.n_layers)) >= config.n_layers:
+        if match and ("bid" not in match.groupdict() or int(match["bid"]) in config.extra_layers):
             return ability
     return None
 

@@ -8,7 +8,7 @@ from pipeline.arch._config import ModelConfig
 from pipeline.arch._example import decoder
 from pipeline.arch._keys import CORE, EXPERTS, ROPE, number, whole
 from pipeline.arch._rows import EXPERTS as EXPERT_ROWS
-from pipeline.arch._rows import INV_FREQ, MLP, NORMS, OUTER, gated, maybe, only
+from pipeline.arch._rows import INV_FREQ, MLP, NORMS, OUTER, gated, only
 from pipeline.arch._steps import per_head, piece, transpose
 from pipeline.errors import UnsupportedError
 from pipeline.types import boolean, f32, u32
@@ -18,7 +18,7 @@ _GATING = {"softmax": 1, "sigmoid": 2}
 
 
 def _n_dense(config: ModelConfig) -> int:
-    return int(config.get(int, "first_k_dense_replace") or 0) if config.n_experts else config.n_layers
+    return config.within(0, config.n_layers, "first_k_dense_replace") if config.n_experts else config.n_layers
 
 
 def _dense(config: ModelConfig) -> range:
@@ -41,20 +41,28 @@ def _shared(config: ModelConfig) -> range:
     return _sparse(config) if config.get(int, "n_shared_experts") else range(0)
 
 
+def _corrected(config: ModelConfig) -> range:
+    return _sparse(config) if _is_v3(config) else range(0)
+
+
+def _is_v3(config: ModelConfig) -> bool:
+    return "DeepseekV3ForCausalLM" in config.raw["architectures"]
+
+
 def _width_shared(config: ModelConfig) -> int:
     return config.width_expert * int(config.need(int, "n_shared_experts"))
 
 
 def _latent(config: ModelConfig) -> int:
-    return int(config.need(int, "kv_lora_rank"))
+    return config.within(1, 1 << 20, "kv_lora_rank")
 
 
 def _key_value(config: ModelConfig) -> tuple[int, int]:
-    return config.need(int, "qk_nope_head_dim"), config.need(int, "v_head_dim")
+    return config.within(1, 1 << 20, "qk_nope_head_dim"), config.within(1, 1 << 20, "v_head_dim")
 
 
 def _rotated(config: ModelConfig) -> int:
-    return int(config.need(int, "qk_rope_head_dim"))
+    return config.within(1, 1 << 20, "qk_rope_head_dim")
 
 
 def _width_q(config: ModelConfig) -> int:
@@ -62,7 +70,7 @@ def _width_q(config: ModelConfig) -> int:
 
 
 def _gating(config: ModelConfig) -> int:
-    usual = "sigmoid" if "V3" in str(config.raw.get("architectures")) else "softmax"
+    usual = "sigmoid" if _is_v3(config) else "softmax"
     return _GATING[config.get(str, "scoring_func") or usual]
 
 
@@ -159,7 +167,7 @@ ARCH = Arch(
         ),
         *only(_dense, *MLP),
         *only(_sparse, *EXPERT_ROWS),
-        *maybe(*only(_sparse, Row(f"{_MLP}.gate.e_score_correction_bias", "blk.{bid}.exp_probs_b.bias"))),
+        *only(_corrected, Row(f"{_MLP}.gate.e_score_correction_bias", "blk.{bid}.exp_probs_b.bias")),
         *only(_shared, *gated(f"{_MLP}.shared_experts", "shexp", _width_shared)),
     ),
     drop=INV_FREQ,

@@ -4,17 +4,29 @@ from pipeline.arch._base import Arch, Key, Row
 from pipeline.arch._config import ModelConfig
 from pipeline.arch._example import decoder
 from pipeline.arch._keys import CORE, LAYER_NORM, rope_theta
-from pipeline.arch._rows import maybe, pair, sized
+from pipeline.arch._rows import only, pair, sized
 from pipeline.arch._steps import ungroup
 from pipeline.types import f32, string, u32
 
 
+def _is_new(config: ModelConfig) -> bool:
+    # Only the first form of Falcon 40B, with code of its own, has n_head_kv.
+    return bool(config.get(bool, "new_decoder_architecture") or config.get(int, "n_head_kv"))
+
+
 def _n_heads_kv(config: ModelConfig) -> int:
     """Count key heads; before Falcon 40B they were one for all queries, or one for each."""
-    old = config.get(int, "n_head_kv")  # only the first 40B has this key
-    if old or config.get(bool, "new_decoder_architecture"):
-        return int(old or config.get(int, "num_kv_heads") or config.n_heads)
+    if _is_new(config):
+        return config.within(1, config.n_heads, "num_kv_heads", "n_head_kv")
     return 1 if config.get(bool, "multi_query") else config.n_heads
+
+
+def _two_norms(config: ModelConfig) -> range:
+    return range(config.n_layers if _is_new(config) and config.get(int, "num_ln_in_parallel_attn") != 1 else 0)
+
+
+def _one_norm(config: ModelConfig) -> range:
+    return range(0 if _two_norms(config) else config.n_layers)
 
 
 def _group(config: ModelConfig) -> tuple[int, int, int]:
@@ -30,7 +42,6 @@ ARCH = Arch(
     name="falcon",
     gguf="falcon",
     classes=("FalconForCausalLM", "RWForCausalLM"),
-    prefixes=(("transformer.", ""),),
     keys=(
         *CORE,
         Key("attention.head_count_kv", _n_heads_kv, u32),
@@ -39,23 +50,33 @@ ARCH = Arch(
         LAYER_NORM,
     ),
     rows=(
-        Row("word_embeddings.weight", "token_embd.weight", shape=sized("n_vocab", "width")),
-        *pair("ln_f", "output_norm", sized("width")),
+        Row("transformer.word_embeddings.weight", "token_embd.weight", shape=sized("n_vocab", "width")),
+        *pair("transformer.ln_f", "output_norm", sized("width")),
         Row("lm_head.weight", "output.weight", optional=True, shape=sized("n_vocab", "width")),
-        *pair("h.{bid}.input_layernorm", "blk.{bid}.attn_norm", sized("width")),
-        *pair("h.{bid}.ln_mlp", "blk.{bid}.attn_norm", sized("width")),
-        *maybe(*pair("h.{bid}.ln_attn", "blk.{bid}.attn_norm_2", sized("width"))),
+        *only(_one_norm, *pair("transformer.h.{bid}.input_layernorm", "blk.{bid}.attn_norm", sized("width"))),
+        *only(_two_norms, *pair("transformer.h.{bid}.ln_mlp", "blk.{bid}.attn_norm", sized("width"))),
+        *only(_two_norms, *pair("transformer.h.{bid}.ln_attn", "blk.{bid}.attn_norm_2", sized("width"))),
         Row(
-            "h.{bid}.self_attention.query_key_value.weight",
+            "transformer.h.{bid}.self_attention.query_key_value.weight",
             "blk.{bid}.attn_qkv.weight",
             (ungroup(_group),),
             shape=lambda config: (sum(_group(config)) * _n_heads_kv(config), config.width),
         ),
-        Row("h.{bid}.self_attention.dense.weight", "blk.{bid}.attn_output.weight", shape=sized("width", "width")),
-        Row("h.{bid}.mlp.dense_h_to_4h.weight", "blk.{bid}.ffn_up.weight", shape=sized("width_ffn", "width")),
-        Row("h.{bid}.mlp.dense_4h_to_h.weight", "blk.{bid}.ffn_down.weight", shape=sized("width", "width_ffn")),
+        Row(
+            "transformer.h.{bid}.self_attention.dense.weight",
+            "blk.{bid}.attn_output.weight",
+            shape=sized("width", "width"),
+        ),
+        Row(
+            "transformer.h.{bid}.mlp.dense_h_to_4h.weight", "blk.{bid}.ffn_up.weight", shape=sized("width_ffn", "width")
+        ),
+        Row(
+            "transformer.h.{bid}.mlp.dense_4h_to_h.weight",
+            "blk.{bid}.ffn_down.weight",
+            shape=sized("width", "width_ffn"),
+        ),
     ),
-    drop=("h.{bid}.self_attention.rotary_emb.inv_freq",),
+    drop=("transformer.h.{bid}.self_attention.rotary_emb.inv_freq",),
     expect={"activation": ("gelu",), "alibi": (False,), "parallel_attn": (True,), "bias": (False,)},
     ropes=("default",),
     defaults={

@@ -25,7 +25,7 @@ MAX_KL, MAX_KL_OF_GELU = 1e-9, 1e-6
 # Fixtures of which the engine computes something else on purpose.
 KNOWN_KL = {"falcon_mamba": 2e-9}  # one epsilon for all norms
 
-# Tensors that hold an exponential: ours is rounded correctly, torch's differs from it, and from libm's, in the last bit.
+# Tensors that hold an exponential: ours is rounded correctly; torch's differs in last bits, as do those of C libraries.
 ROUNDED = (".ssm_a",)
 
 # Keys of the official converter that we leave out or add, each with the reason.
