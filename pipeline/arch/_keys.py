@@ -83,7 +83,8 @@ CORE = (
     Key("attention.head_count", lambda config: config.n_heads, u32),
 )
 
-LAYER_NORM = Key("attention.layer_norm_epsilon", number("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"), f32)
+_NORM_EPSILON = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps")
+LAYER_NORM = Key("attention.layer_norm_epsilon", number(*_NORM_EPSILON), f32)
 
 DECODER = (
     *CORE,
@@ -94,6 +95,20 @@ DECODER = (
     Key("attention.key_length", maybe_whole("head_dim"), u32),
     Key("attention.value_length", maybe_whole("head_dim"), u32),
 )
+
+
+def without(*names: str) -> tuple[Key, ...]:
+    """Give the keys of DECODER but those of these names, or of names that start so where they end in a dot."""
+    starts = tuple(name for name in names if name.endswith("."))
+    return tuple(key for key in DECODER if key.name not in names and not key.name.startswith(starts or ("\0",)))
+
+
+# Families whose base is the engine's own default do not have it in their files.
+UNUSUAL_BASE = Key("rope.freq_base", lambda config: None if rope_theta(config) == 10000.0 else rope_theta(config), f32)
+ROPE_DIMENSIONS = Key("rope.dimension_count", lambda config: config.width_rope, u32)
+NO_SCALING = Key("rope.scaling.type", lambda _config: "none", string)
+LOGIT_SCALE = Key("logit_scale", number("logit_scale"), f32)
+VOCABULARY = Key("vocab_size", whole("vocab_size"), u32)
 
 EXPERTS = (
     Key("expert_count", lambda config: config.n_experts or None, u32),

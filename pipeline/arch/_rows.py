@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from pipeline.arch._base import Blocks, Row
@@ -143,22 +143,26 @@ def pair(
 ) -> tuple[Row, ...]:
     """Make the rows of a weight and its bias; *shape* is the weight's, *steps* are for it alone."""
     weight = Row(f"{source}.weight", f"{target}.weight", steps, shape=shape)
-    return (weight, *biased(weight))
+    return (weight, *biases(weight))
 
 
-def biased(*rows: Row) -> tuple[Row, ...]:
-    """Make the rows of the biases that belong to *rows* of weights."""
-    return tuple(
-        Row(
-            f"{str(row.source).removesuffix('weight')}bias",
-            f"{row.target.removesuffix('weight')}bias",
-            shape=_first(row),
-        )
-        for row in rows
-    )
+def when(key: str, *rows: Row) -> tuple[Row, ...]:
+    """Give *rows* as ones that a checkpoint has if config.json's *key* is true, and only then."""
+
+    def blocks(config: ModelConfig) -> Iterable[int]:
+        return range(config.n_layers) if config.get(bool, key) else ()
+
+    return tuple(replace(row, optional=False, blocks=blocks) for row in rows)
 
 
-def _first(row: Row) -> Callable[[ModelConfig], Shape] | None:
-    """Give the shape of the bias of a weight: one element for each of its rows."""
-    shape = row.shape
-    return shape and (lambda config: shape(config)[:1])
+def biases(*rows: Row) -> tuple[Row, ...]:
+    """Make the rows of the biases that belong to the weights of *rows*, vectors as long as their first dimension."""
+    return tuple(_bias(row) for row in rows)
+
+
+def _bias(row: Row) -> Row:
+    def shape(config: ModelConfig) -> Shape:
+        return row.shape(config)[:1] if row.shape else ()
+
+    source, target = (name.removesuffix("weight") + "bias" for name in (row.patterns[0], row.target))
+    return Row(source, target, shape=shape if row.shape else None)

@@ -3,10 +3,10 @@
 from pipeline.arch._base import Arch, Key, Row
 from pipeline.arch._config import ModelConfig
 from pipeline.arch._example import decoder
-from pipeline.arch._keys import CORE, LAYER_NORM, rope_theta
+from pipeline.arch._keys import CORE, LAYER_NORM, UNUSUAL_BASE
 from pipeline.arch._rows import only, pair, sized
 from pipeline.arch._steps import ungroup
-from pipeline.types import f32, string, u32
+from pipeline.types import string, u32
 
 
 def _is_new(config: ModelConfig) -> bool:
@@ -33,11 +33,6 @@ def _group(config: ModelConfig) -> tuple[int, int, int]:
     return config.n_heads // _n_heads_kv(config) * config.head_dim, config.head_dim, config.head_dim
 
 
-def _theta(config: ModelConfig) -> float | None:
-    theta = rope_theta(config)
-    return None if theta == 10000.0 else theta  # the engine's own default
-
-
 ARCH = Arch(
     name="falcon",
     gguf="falcon",
@@ -46,7 +41,7 @@ ARCH = Arch(
         *CORE,
         Key("attention.head_count_kv", _n_heads_kv, u32),
         Key("tensor_data_layout", lambda _config: "jploski", string),
-        Key("rope.freq_base", _theta, f32),
+        UNUSUAL_BASE,
         LAYER_NORM,
     ),
     rows=(

@@ -3,7 +3,7 @@
 from pipeline.arch._base import Arch, Key, Row
 from pipeline.arch._config import ModelConfig
 from pipeline.arch._example import decoder
-from pipeline.arch._keys import DECODER, number, rope_theta, whole, window_pattern
+from pipeline.arch._keys import UNUSUAL_BASE, number, whole, window_pattern, without
 from pipeline.arch._rows import ATTENTION, INV_FREQ, MLP, NORMS, OUTER, sized, with_step
 from pipeline.arch._steps import plus_one
 from pipeline.types import f32, u32
@@ -21,11 +21,6 @@ GEMMA_NORMS = with_step(
 )
 
 
-def _unusual_base(config: ModelConfig) -> float | None:
-    base = rope_theta(config)
-    return None if base == 10000.0 else base
-
-
 def _attention_scalar(config: ModelConfig) -> tuple[int]:
     return (config.width // config.n_heads if config.n_layers == 46 else config.head_dim,)
 
@@ -35,8 +30,8 @@ ARCH = Arch(
     gguf="gemma2",
     classes=("Gemma2ForCausalLM",),
     keys=(
-        *(key for key in DECODER if not key.name.startswith("rope.")),
-        Key("rope.freq_base", _unusual_base, f32),
+        *without("rope."),
+        UNUSUAL_BASE,
         Key("attn_logit_softcapping", number("attn_logit_softcapping"), f32),
         Key("final_logit_softcapping", number("final_logit_softcapping"), f32),
         Key("attention.sliding_window", whole("sliding_window"), u32),

@@ -2,7 +2,7 @@
 
 from pipeline.arch._base import Arch, Key
 from pipeline.arch._example import decoder
-from pipeline.arch._keys import DECODER, whole
+from pipeline.arch._keys import DECODER, VOCABULARY
 from pipeline.arch._rope import llama3_frequencies
 from pipeline.arch._rows import ATTENTION, INV_FREQ, MLP, MLP_BIASES, NORMS, OUTER, OUTPUT_BIAS, QKV_BIASES, interleaved
 from pipeline.types import u32
@@ -13,7 +13,7 @@ ARCH = Arch(
     classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
     keys=(
         *DECODER,
-        Key("vocab_size", whole("vocab_size"), u32),
+        VOCABULARY,
         Key("rope.dimension_count", lambda config: config.head_dim, u32),
     ),
     rows=(*OUTER, *NORMS, *interleaved(*ATTENTION, *QKV_BIASES), *OUTPUT_BIAS, *MLP, *MLP_BIASES),

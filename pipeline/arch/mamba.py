@@ -3,7 +3,7 @@
 from pipeline.arch._base import Arch, Key, Row
 from pipeline.arch._config import ModelConfig
 from pipeline.arch._keys import number, whole
-from pipeline.arch._rows import biased, sized
+from pipeline.arch._rows import biases, sized
 from pipeline.arch._steps import minus_exp, squeeze
 from pipeline.types import boolean, f32, u32
 
@@ -60,14 +60,14 @@ ARCH = Arch(
         *OUTER,
         Row(f"{_MIXER}.in_proj.weight", "blk.{bid}.ssm_in.weight", shape=lambda c: (2 * width_inner(c), c.width)),
         _CONV,
-        *biased(_CONV),
+        *biases(_CONV),
         Row(
             f"{_MIXER}.x_proj.weight",
             "blk.{bid}.ssm_x.weight",
             shape=lambda c: (c.need(int, "time_step_rank") + 2 * c.need(int, "state_size"), width_inner(c)),
         ),
         _DT,
-        *biased(_DT),
+        *biases(_DT),
         Row(
             f"{_MIXER}.A_log",
             "blk.{bid}.ssm_a",

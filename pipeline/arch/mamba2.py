@@ -2,7 +2,7 @@
 
 from pipeline.arch._base import Arch, Key, Row
 from pipeline.arch._config import ModelConfig
-from pipeline.arch._rows import biased
+from pipeline.arch._rows import biases
 from pipeline.arch._steps import fold, minus_exp, squeeze
 from pipeline.arch.mamba import KEYS, OUTER, width_inner
 from pipeline.types import Shape, u32
@@ -56,7 +56,7 @@ ARCH = Arch(
             shape=lambda c: (width_inner(c) + _width_conv(c) + _n_heads(c), c.width),
         ),
         _CONV,
-        *biased(_CONV),
+        *biases(_CONV),
         Row(f"{_MIXER}.dt_bias", "blk.{bid}.ssm_dt.bias", shape=lambda c: (_n_heads(c),)),
         Row(f"{_MIXER}.A_log", "blk.{bid}.ssm_a", (minus_exp, fold(_column))),
         Row(f"{_MIXER}.D", "blk.{bid}.ssm_d", (fold(_column),)),

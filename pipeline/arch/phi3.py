@@ -3,13 +3,20 @@
 from pipeline.arch._base import Arch, Key, Row
 from pipeline.arch._config import ModelConfig
 from pipeline.arch._example import decoder
-from pipeline.arch._keys import number, rope_theta, whole
+from pipeline.arch._keys import ROPE_DIMENSIONS, number, rope_theta, whole
 from pipeline.arch._notes import ignored_window
 from pipeline.arch._rope import LONGROPE, longrope_attention, longrope_factors
 from pipeline.arch._rows import ATTENTION, INV_FREQ, MLP, NORMS, OUTER
 from pipeline.types import f32, u32
 
 _LAYER = "model.layers.{bid}"
+
+# llama.cpp takes the first half for the gate.
+GATE_UP = Row(
+    f"{_LAYER}.mlp.gate_up_proj.weight",
+    "blk.{bid}.ffn_up.weight",
+    shape=lambda config: (2 * config.width_ffn, config.width),
+)
 
 
 def _original_context(config: ModelConfig) -> int:
@@ -31,7 +38,7 @@ ARCH = Arch(
         Key("attention.head_count", lambda config: config.n_heads, u32),
         Key("attention.head_count_kv", lambda config: config.n_heads_kv, u32),
         Key("attention.layer_norm_rms_epsilon", number("rms_norm_eps"), f32),
-        Key("rope.dimension_count", lambda config: config.width_rope, u32),
+        ROPE_DIMENSIONS,
         Key("rope.freq_base", rope_theta, f32),
         # Zero tells the engine that there is no window, rather than that the file is an old one.
         Key("attention.sliding_window", lambda config: config.get(int, "sliding_window") or 0, u32),
@@ -46,11 +53,7 @@ ARCH = Arch(
             "blk.{bid}.attn_qkv.weight",
             shape=lambda config: (config.width_q + 2 * config.width_kv, config.width),
         ),
-        Row(
-            f"{_LAYER}.mlp.gate_up_proj.weight",
-            "blk.{bid}.ffn_up.weight",
-            shape=lambda config: (2 * config.width_ffn, config.width),
-        ),
+        GATE_UP,
     ),
     drop=INV_FREQ,
     expect={"hidden_act": ("silu",)},

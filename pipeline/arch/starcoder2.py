@@ -4,7 +4,7 @@ from pipeline.arch._base import Arch, Key
 from pipeline.arch._example import decoder
 from pipeline.arch._keys import CORE, LAYER_NORM, ROPE
 from pipeline.arch._notes import ignored_window
-from pipeline.arch._rows import ATTENTION, INV_FREQ, NORMS, OUTER, OUTPUT_BIAS, QKV_BIASES, biased, needed, pair, sized
+from pipeline.arch._rows import ATTENTION, INV_FREQ, NORMS, OUTER, OUTPUT_BIAS, QKV_BIASES, biases, needed, pair, sized
 from pipeline.types import u32
 
 ARCH = Arch(
@@ -15,7 +15,7 @@ ARCH = Arch(
     rows=(
         *OUTER,
         *NORMS,
-        *biased(OUTER[1], *NORMS),
+        *biases(OUTER[1], *NORMS),
         *ATTENTION,
         *needed(*QKV_BIASES, *OUTPUT_BIAS),
         *pair("model.layers.{bid}.mlp.c_fc", "blk.{bid}.ffn_up", sized("width_ffn", "width")),
