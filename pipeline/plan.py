@@ -95,7 +95,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     """
     raw = checkpoint.config
     arch = archs.match(raw)
-    config = arch.config(raw)
+    config = arch.config(raw, checkpoint.pooling())
     mapped = archs.map_tensors(arch, config, checkpoint.tensors)
     drafts = [
         *(Draft(t.name, _own_type(t.name, t.view), t.view) for t in mapped.tensors),
@@ -221,7 +221,7 @@ def _arch_key(arch: archs.Arch, key: archs.Key, config: archs.ModelConfig) -> KV
         return None
     if isinstance(value, int) and not 0 <= value < 1 << 32:
         raise FormatError("a value does not fit its GGUF key", where=f"config.json, for {key.name}", found=value)
-    return key.make(f"{arch.gguf}.{key.name}", value)
+    return key.make(key.name if key.name.startswith("tokenizer.") else f"{arch.gguf}.{key.name}", value)
 
 
 def _scalar_keys(tensors: Sequence[archs.Mapped]) -> list[KV]:

@@ -25,7 +25,10 @@ Allowed = tuple[Any, ...] | Callable[[ModelConfig], tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Key:
-    """One metadata key `<arch>.<name>`: made by *make* from what *get* finds; left out where that is None."""
+    """One metadata key `<arch>.<name>`: made by *make* from what *get* finds; left out where that is None.
+
+    A *name* that begins with "tokenizer." stands alone.
+    """
 
     name: str
     get: Getter
@@ -118,11 +121,11 @@ class Arch:
     literals: Callable[[ModelConfig], tuple[Literal, ...]] = lambda _config: ()
     notes: Callable[[ModelConfig], tuple[str, ...]] = lambda _config: ()
 
-    def config(self, raw: Mapping[str, Any]) -> ModelConfig:
+    def config(self, raw: Mapping[str, Any], pooling: str | None = None) -> ModelConfig:
         """See config.json as the rows do: the text part of a multimodal one over the rest, over the defaults."""
         text = raw.get("text_config")
         said = {**raw, **(text if isinstance(text, dict) else {})}
-        return ModelConfig({**said, **{k: v for k, v in self.defaults.items() if said.get(k) is None}})
+        return ModelConfig({**said, **{k: v for k, v in self.defaults.items() if said.get(k) is None}}, pooling)
 
 
 @cache

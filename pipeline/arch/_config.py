@@ -18,10 +18,14 @@ _KINDS: dict[type[Any], str] = {
 
 
 class ModelConfig:
-    """A checked view of config.json (or of the text part of a multimodal one)."""
+    """A checked view of config.json (or of the text part of a multimodal one).
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
+    *pooling* is how an embedding model makes one vector of many, which stands in a file of its own.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], pooling: str | None = None) -> None:
         self.raw = dict(raw)
+        self.pooling = pooling
 
     def get(self, kind: type[Any], *names: str) -> Any:
         """Return the first of *names* that is there and not null, as *kind*; None if there is none.
@@ -59,7 +63,9 @@ class ModelConfig:
     @property
     def n_layers(self) -> int:
         """Number of transformer blocks."""
-        return _within("num_hidden_layers", self.need(int, "num_hidden_layers", "n_layer", "num_layers"), 1, 10_000)
+        return _within(
+            "num_hidden_layers", self.need(int, "num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1, 10_000
+        )
 
     @property
     def extra_layers(self) -> range:
@@ -70,7 +76,9 @@ class ModelConfig:
     @property
     def n_heads(self) -> int:
         """Number of query heads."""
-        return _within("num_attention_heads", self.need(int, "num_attention_heads", "n_head", "num_heads"), 1, 1 << 20)
+        return _within(
+            "num_attention_heads", self.need(int, "num_attention_heads", "n_head", "n_heads", "num_heads"), 1, 1 << 20
+        )
 
     @property
     def n_heads_kv(self) -> int:
@@ -96,7 +104,7 @@ class ModelConfig:
     @property
     def width(self) -> int:
         """Width of the residual stream."""
-        return _within("hidden_size", self.need(int, "hidden_size", "n_embd", "d_model"), 1, 1 << 20)
+        return _within("hidden_size", self.need(int, "hidden_size", "n_embd", "dim", "d_model"), 1, 1 << 20)
 
     @property
     def width_q(self) -> int:
@@ -112,7 +120,7 @@ class ModelConfig:
     def width_ffn(self) -> int:
         """Inner width of the feed-forward network of a dense block."""
         ratio = self.get(int, "expansion_ratio")  # of MPT, and the default of older families
-        found = self.get(int, "intermediate_size", "n_inner", "ffn_hidden_size", "d_ff") or (
+        found = self.get(int, "intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "d_ff") or (
             ratio and ratio * self.width
         )
         return _within("intermediate_size", found or self.need(int, "intermediate_size"), 1, 1 << 24)

@@ -110,6 +110,10 @@ NO_SCALING = Key("rope.scaling.type", lambda _config: "none", string)
 LOGIT_SCALE = Key("logit_scale", number("logit_scale"), f32)
 VOCABULARY = Key("vocab_size", whole("vocab_size"), u32)
 
+_POOLINGS = {"mean": 1, "cls": 2, "last": 3}  # enum llama_pooling_type
+POOLING = Key("pooling_type", lambda config: _POOLINGS.get(config.pooling or ""), u32)
+TOKEN_TYPES = Key("tokenizer.ggml.token_type_count", whole("type_vocab_size"), u32)
+
 EXPERTS = (
     Key("expert_count", lambda config: config.n_experts or None, u32),
     Key("expert_used_count", maybe_whole("num_experts_per_tok"), u32),

@@ -117,6 +117,19 @@ def transpose(_config: ModelConfig, view: View) -> View:
     return Transposed(view)
 
 
+def skip_rows(count: Callable[[ModelConfig], int]) -> Step:
+    """Make a step that leaves out the first rows of a matrix."""
+
+    def step(config: ModelConfig, view: View) -> View:
+        n_rows, n_cols = view.shape
+        n = count(config)
+        if not 0 <= n < n_rows:
+            raise FormatError("a matrix has too few rows", expected=f"more than {n}", found=n_rows)
+        return Rows(view, (n_rows - n, n_cols), Part(n_rows, n, n_rows - n))
+
+    return step
+
+
 def fold(shape: Callable[[ModelConfig], Shape]) -> Step:
     """Make a step that lays a vector out as a matrix."""
     return lambda config, view: Folded(view, shape(config))

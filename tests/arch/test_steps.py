@@ -57,6 +57,7 @@ def _numbers(*shape: int) -> np.ndarray:
 CASES: dict[str, tuple[_steps.Step, np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
     "transpose": (_steps.transpose, _numbers(4, 6), lambda x: x.T),
     "per head": (_steps.per_head, _numbers(12, 5), lambda x: x.reshape(4, 3, 5)),
+    "skip rows": (_steps.skip_rows(lambda _: 2), _numbers(5, 3), lambda x: x[2:]),
     "squeeze": (_steps.squeeze, _numbers(6, 1, 4), lambda x: x[:, 0]),
     "fold": (_steps.fold(lambda _: (2, 5)), _numbers(10), lambda x: x.reshape(2, 5)),
     "second piece": (
