@@ -22,9 +22,9 @@ _SHUTDOWN_S = 1.0  # for requests under way; a pull that is cut resumes at its b
 
 
 def serve(store: Store, host: str, port: int, on_ready: Callable[[str], None], *, allow_remote: bool = False) -> None:
-    """Serve *store* until SIGINT or SIGTERM; *on_ready* gets "host:port" once it answers.  Port 0 means any free one.
+    """Serve *store* until SIGINT, SIGTERM or SIGHUP; *on_ready* gets "host:port" once it answers.
 
-    Must run in the main thread, as signals do.
+    Port 0 means any free one.  Must run in the main thread, as signals do.
 
     Raises:
         UsageError: if *host* is not of this machine alone and *allow_remote* is not set: there is no password.
@@ -99,7 +99,7 @@ class BackgroundServer:
 async def _serve_until_signal(store: Store, host: str, port: int, on_ready: Callable[[str], None]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     async with _running(store, host, port) as address:
         on_ready(address)

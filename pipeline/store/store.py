@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -171,8 +171,19 @@ class Store(Blobs):
                 blobs = [self.blob_path(digest) for digest in sorted(own - self._referenced())]
                 return tuple(_unlinked(blob) for blob in blobs if blob.exists())
 
-    def gc(self, older_than: float = 3600.0, waiting: Message = _quiet) -> tuple[Swept, ...]:
+    def sweep(self) -> None:
+        """Remove the temporary files that killed processes of ours left; none while another process is at work."""
+        if not self.root.is_dir():
+            return
+        with _disk.translated(self.root), locks.sweeping(self.root) as alone:
+            for path in self._temporaries() if alone else ():
+                with suppress(OSError):  # another user's: theirs to remove
+                    path.unlink()
+
+    def gc(self, older_than: float = 3600.0, waiting: Message = _quiet, *, dry_run: bool = False) -> tuple[Swept, ...]:
         """Remove unreferenced blobs and left-over temporary files of ours that are *older_than* seconds or more.
+
+        With *dry_run* they are returned and stay.
 
         Raises:
             FormatError: if a manifest can not be read: the blobs that it names are then unknown.
@@ -190,7 +201,8 @@ class Store(Blobs):
             with locks.sweeping(self.root) as alone:
                 found = [*self._unreferenced(), *(self._temporaries() if alone else ())]
                 old = [path for path in found if path.stat().st_mtime <= limit]
-                return tuple(Swept(path, _unlinked(path).size) for path in old)
+                sizes = [path.stat().st_size if dry_run else _unlinked(path).size for path in old]
+                return tuple(map(Swept, old, sizes))
 
     def verify(self, name: Name) -> Iterator[Verified]:
         """Read every blob of a model back and hash it, one after the other.
@@ -282,9 +294,10 @@ class Store(Blobs):
     def _manifest_temp(self, data: bytes) -> Iterator[Path]:
         """Write a manifest to a file at the root: a stray name under manifests/ would stop Ollama's prune."""
         _disk.make_folder(self.blobs_dir)
-        fd, text = tempfile.mkstemp(prefix=_MANIFEST_TEMP_PREFIX, dir=self.root)
-        path = Path(text)
-        try:
+        with locks.staging(self.root), ExitStack() as stack:
+            fd, text = tempfile.mkstemp(prefix=_MANIFEST_TEMP_PREFIX, dir=self.root)
+            path = Path(text)
+            stack.callback(path.unlink, missing_ok=True)
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -292,8 +305,6 @@ class Store(Blobs):
             path.chmod(_disk.FILE_MODE)
             _disk.adopt(path, self.blobs_dir)
             yield path
-        finally:
-            path.unlink(missing_ok=True)
 
     def _place(self, temp: Path, final: Path) -> None:
         for left in reversed(range(_PLACE_TRIES)):

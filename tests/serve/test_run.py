@@ -26,7 +26,7 @@ print("ended", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly(repository: Path, store: Store, number: signal.Signals) -> None:
     """It says where it answers once it does, and a signal ends it without an error, a slow download or not."""
     command = [sys.executable, "-c", _SERVE, str(store.root)]

@@ -295,6 +295,22 @@ def test_gc_leaves_what_is_being_written(store: Store) -> None:
     assert [found.path.name for found in store.gc()] == ["sha256-pkg-left-over"]
 
 
+def test_sweep_takes_what_the_dead_left(store: Store, model: Model) -> None:
+    """Temporary files go however young they are, unless some process may still write one; models stay."""
+    store.sweep()
+    assert not store.root.exists()
+    store.write_manifest(DEMO, model(b"weights"))
+    kept = {path for path in store.root.rglob("*") if path.is_file()}
+    left = [store.blobs_dir / "sha256-pkg-x", store.blobs_dir / ".sha256-pkg-x.1-2.part", store.root / ".pkg-x"]
+    for path in left:
+        path.write_bytes(b"12345")
+    with store.blob_writer():
+        store.sweep()
+        assert all(path.exists() for path in left)
+    store.sweep()
+    assert {path for path in store.root.rglob("*") if path.is_file()} == kept
+
+
 def test_gc_refuses_to_guess(store: Store, model: Model) -> None:
     """With a broken manifest it is unknown what is needed: nothing is removed."""
     store.write_manifest(DEMO, model(b"weights"))
