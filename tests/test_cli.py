@@ -244,6 +244,25 @@ def test_running_what_is_no_gguf_is_an_input_error(run: Run, tmp_path: Path) -> 
     assert str(blob) in done.stderr
 
 
+def test_list_of_a_store_that_is_a_file(run: Run, tmp_path: Path) -> None:
+    """A wrong path is an error that names it, not an empty store."""
+    (tmp_path / "registry").write_bytes(b"")
+    done = run("list")
+    assert done.exit_code == 4
+    assert str(tmp_path / "registry") in done.stderr
+    assert "nothing is published" not in done.stderr
+
+
+def test_list_warns_of_what_names_no_model(run: Run, tmp_path: Path) -> None:
+    """A broken manifest is a warning on stderr, beside the models that are listed."""
+    assert run("publish", "demo", "--proof", "none").exit_code == 0
+    broken = tmp_path / "registry/manifests/localhost:11500/library/demo/broken"
+    broken.write_bytes(b"{")
+    done = run("list", "--json")
+    assert len(json.loads(done.stdout)) == 2
+    assert f"warning: {broken} names no model: " in done.stderr
+
+
 def test_gc_removes_what_nobody_uses(run: Run, tmp_path: Path) -> None:
     """`gc` takes old blobs and temporaries that no model needs; --dry-run only names them."""
     assert run("publish", "demo", "--proof", "none").exit_code == 0

@@ -70,7 +70,10 @@ def list_(as_json: bool) -> None:
     """List the published models."""
     from pipeline.store import Store, local_store_root
 
-    entries = Store(local_store_root()).list()
+    store = Store(local_store_root())
+    entries = store.list()
+    for problem in store.problems():
+        click.echo(f"warning: {problem.path} names no model: {problem.reason}", err=True)
     if as_json:
         print_json(
             [

@@ -73,14 +73,15 @@ class Swept:
 
 
 class Store(Blobs):
-    """Ollama's store under *root*.
+    """Ollama's store under *root*; *tool* is the program whose `list` and `rm` work on it, for hints.
 
     Hold `writing()` from the first blob to the manifest: without it, a removal next door may take a blob that is there
     already and that the manifest is about to name.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tool: str = "gguf-pipeline") -> None:
         super().__init__(root)
+        self.tool = tool
         self.manifests_dir = root / "manifests"
 
     def writing(self, waiting: Message = _quiet) -> AbstractContextManager[None]:
@@ -106,7 +107,7 @@ class Store(Blobs):
                 pass
         known = [str(entry.name) for entry in self.list()]
         near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "`gguf-pipeline list` shows what is there"
+        hint = f"did you mean {near[0]}?" if near else f"`{self.tool} list` shows what is there"
         raise UsageError(f"no such model in the store {self.root}", where=name, hint=hint)
 
     def read_manifest(self, name: Name) -> Manifest:
@@ -146,7 +147,11 @@ class Store(Blobs):
         return tuple(hash_bytes(text).digest for text in data)
 
     def list(self) -> tuple[Entry, ...]:
-        """Return the store's models, the newest first; files that are no manifest are left to `problems`."""
+        """Return the store's models, the newest first; files that are no manifest are left to `problems`.
+
+        Raises:
+            AccessError: if the root is no folder, or a folder can not be read.
+        """
         entries = [found for found in self._scan() if isinstance(found, Entry)]
         return tuple(sorted(entries, key=lambda entry: (-entry.modified.timestamp(), entry.name)))
 
@@ -246,7 +251,12 @@ class Store(Blobs):
 
     def _manifest_files(self) -> Iterator[Path]:
         """Walk exactly the depth that Ollama walks: host, namespace, model, tag."""
-        return (path for path in sorted(self.manifests_dir.glob("*/*/*/*")) if not path.is_dir())
+        with _disk.translated(self.root), suppress(FileNotFoundError):
+            os.scandir(self.manifests_dir).close()  # a root that is a file is an error, a missing one is empty
+        level = [self.manifests_dir]
+        for _ in range(4):
+            level = [path for folder in level if folder.is_dir() for path in _children(folder)]
+        return (path for path in level if not path.is_dir())
 
     def _referenced(self) -> set[str]:
         """Collect every digest that any manifest file mentions, the bad ones included."""
@@ -283,11 +293,12 @@ class Store(Blobs):
         for name in names:
             for other in known:
                 if other.lower() == str(name.path).lower() and other != str(name.path):
+                    found = ":".join(other.rsplit("/", 1))
                     raise UsageError(
                         "the store has this name in another spelling",
                         where=name,
-                        found=other,
-                        hint="use that spelling, or remove it first with `gguf-pipeline rm`",
+                        found=found,
+                        hint=f"use that spelling, or remove it first: {self.tool} rm {found}",
                     )
 
     @contextmanager
@@ -338,6 +349,13 @@ class Store(Blobs):
 
 def _digests(data: bytes) -> set[str]:
     return {f"sha256:{digest.decode().lower()}" for digest in _ANY_DIGEST.findall(data)}
+
+
+def _children(folder: Path) -> list[Path]:
+    """List a folder, which may be gone; one that can not be read is an error: what it names would be lost."""
+    with _disk.translated(folder), suppress(FileNotFoundError):
+        return sorted(folder.iterdir())
+    return []
 
 
 def _unlinked(path: Path) -> Blob:
