@@ -67,7 +67,7 @@ fix: .venv/.dev  ## format, and mend what ruff can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: .venv/.dev  ## measure speed and memory
+bench: .venv/.dev llama  ## measure speed and memory
 	@$(BIN)/python -m bench $(ARGS)
 
 clean:  ## remove .venv and what the tools left here; the cache folder stays
