@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from pipeline.checkpoint._json import json_type, read_json, shorten
 from pipeline.checkpoint.safetensors import check_name, read_header
 from pipeline.errors import FormatError, UnsupportedError
+from pipeline.strict_json import json_type, read_json, shorten
 from pipeline.types import SourceTensor
 
 SINGLE = "model.safetensors"

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.checkpoint._index import collect
-from pipeline.checkpoint._json import json_type, read_json
 from pipeline.errors import FormatError, InputError
+from pipeline.strict_json import json_type, read_json
 from pipeline.types import SourceTensor
 
 _MAX_CONFIG = 10_000_000

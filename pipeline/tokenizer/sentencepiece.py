@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError, UnsupportedError
+from pipeline.strict_json import read_bytes, read_optional, short
 from pipeline.tokenizer import _protobuf as wire
-from pipeline.tokenizer._json import read_bytes, read_optional, short
 from pipeline.tokenizer.tokenizer_json import SENTENCEPIECE, TokenizerJson, check_id, read_decoder
 from pipeline.tokenizer.vocabulary import (
     MAX_TOKENS,

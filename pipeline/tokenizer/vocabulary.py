@@ -9,7 +9,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from pipeline.errors import FormatError
-from pipeline.tokenizer._json import short
+from pipeline.strict_json import short
 
 BLANK = "\u2581"  # SentencePiece writes a space as this character
 # Larger than any vocabulary (the largest have about 260,000 tokens); keeps a bad id from filling the memory.
