@@ -132,6 +132,19 @@ def test_one_wrong_number(name: str, silent_log: Any) -> None:
                 assert plan.file_bytes > plan.data_start > 0
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_tensor_without_dimensions_is_named(name: str, silent_log: Any) -> None:
+    """Each tensor in turn as a single number: refused by file and tensor."""
+    prepared = flow.prepare(str(FIXTURES / name), silent_log)
+    tensors = prepared.checkpoint.tensors
+    for changed, tensor in tensors.items():
+        scalar = replace(tensor, shape=(), n_bytes=tensor.n_bytes // math.prod(tensor.shape))
+        checkpoint = replace(prepared.checkpoint, tensors={**tensors, changed: scalar})
+        with pytest.raises(FormatError) as caught:
+            from_checkpoint(checkpoint, prepared.tokenizer, prepared.source)
+        assert "safetensors, tensor " in str(caught.value)
+
+
 def _at(config: Any, path: tuple[Any, ...]) -> Any:
     for key in path:
         config = config[key] if _holds(config, key) else None
