@@ -152,8 +152,9 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     leaves them.
 
     Raises:
-        UnsupportedError: if the recipe is unknown.
+        UnsupportedError: if the recipe is unknown, or the source has another alignment than the usual.
     """
+    _check_alignment(blueprint)
     if recipe == AUTO:
         recipe = blueprint.precision
         types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[recipe]
@@ -171,6 +172,21 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     data_start = len(gguf.encode_header(metadata, entries, ALIGNMENT))
     end = tensors[-1].offset + tensors[-1].n_bytes if tensors else 0
     return Plan(recipe, metadata, tensors, data_start, data_start + _padded(end), blueprint.notes)
+
+
+def _check_alignment(blueprint: Blueprint) -> None:
+    """Refuse an alignment that llama-quantize would keep in the header, over data that it aligns to 32 all the same."""
+    stated = next((kv.value for kv in blueprint.metadata if kv.key == "general.alignment"), ALIGNMENT)
+    if stated != ALIGNMENT:
+        raise UnsupportedError(
+            "the file has another alignment than the usual, and llama-quantize would make a file that cannot be read",
+            where=f"{blueprint.drafts[0].view.sources[0].path}, key 'general.alignment'"
+            if blueprint.drafts
+            else "key 'general.alignment'",
+            expected=ALIGNMENT,
+            found=stated,
+            hint="convert the model again from its checkpoint",
+        )
 
 
 def _recipe(name: str) -> quant.Recipe:
@@ -199,6 +215,8 @@ def _place(drafts: Sequence[Draft], types: Sequence[str]) -> tuple[PlannedTensor
 def _own_type(name: str, view: View) -> str:
     """Give the type that keeps a tensor's precision: its own for matrices, float32 for vectors and norms."""
     where = f"{view.sources[0].path.name}, tensor {view.sources[0].name}"
+    if not view.shape:
+        raise FormatError("a tensor has no dimensions", where=where, expected="weights", found="a single number")
     if 0 in view.shape:
         raise FormatError("a tensor is empty", where=where, expected="at least one weight", found=view.shape)
     if view.dtype not in _PRECISIONS:
@@ -222,7 +240,12 @@ def _arch_key(arch: archs.Arch, key: archs.Key, config: archs.ModelConfig) -> KV
         return None
     if isinstance(value, int) and not 0 <= value < 1 << 32:
         raise FormatError("a value does not fit its GGUF key", where=f"config.json, for {key.name}", found=value)
-    return key.make(key.name if key.name.startswith("tokenizer.") else f"{arch.gguf}.{key.name}", value)
+    name = key.name if key.name.startswith("tokenizer.") else f"{arch.gguf}.{key.name}"
+    try:
+        return key.make(name, value)
+    except FormatError as e:
+        where = f"config.json, for {key.name}"
+        raise FormatError(e.what, where=where, expected=e.expected, found=e.found) from e
 
 
 def _scalar_keys(tensors: Sequence[archs.Mapped]) -> list[KV]:
@@ -302,32 +325,47 @@ def _dropped(mapped: archs.MappedTensors) -> list[str]:
 
 def _facts_of(metadata: Mapping[str, KV], where: Path) -> quant.ModelFacts:
     """Give what the recipes ask, read from the header as llama-quantize reads it."""
-    arch = _value(metadata, "general.architecture", ValueType.STRING, where)
-    n_heads = _head_count(metadata, f"{arch}.attention.head_count")
+    arch = str(_needed(metadata, "general.architecture", where, "a text"))
+    blocks = _needed(metadata, f"{arch}.block_count", where, "a whole number")
+    n_heads = _count(metadata, f"{arch}.attention.head_count", where)
     return quant.ModelFacts(
-        str(arch),
-        int(_value(metadata, f"{arch}.block_count", ValueType.UINT32, where)),
-        int(metadata[key].value) if (key := f"{arch}.expert_count") in metadata else 0,
+        arch,
+        _whole(blocks, f"{arch}.block_count", where, 1, archs.MAX_LAYERS),
+        _count(metadata, f"{arch}.expert_count", where, archs.MAX_EXPERTS),
         n_heads,
-        _head_count(metadata, f"{arch}.attention.head_count_kv") or n_heads,
+        _count(metadata, f"{arch}.attention.head_count_kv", where) or n_heads,
     )
 
 
-def _head_count(metadata: Mapping[str, KV], key: str) -> int:
+def _count(metadata: Mapping[str, KV], key: str, where: Path, high: int = (1 << 32) - 1) -> int:
+    """Read a number that may be missing; of one for each layer, llama.cpp's rules look at the first."""
     kv = metadata.get(key)
     if kv is None:
         return 0
-    # Per-layer counts are an array; llama.cpp's rules look at the first layer.
-    return int(kv.value[0] if kv.type is ValueType.ARRAY else kv.value)
+    value = kv.value
+    if kv.type is ValueType.ARRAY:
+        value = value[0] if len(value) else None
+    return _whole(value, key, where, 0, high)
 
 
-def _value(metadata: Mapping[str, KV], key: str, kind: ValueType, where: Path) -> Any:
+def _whole(value: Any, key: str, where: Path, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise FormatError(
+            f"{key} has an impossible value",
+            where=where,
+            expected=f"a whole number from {low} to {high}",
+            found="an empty array" if value is None else repr(value)[:80],
+        )
+    return value
+
+
+def _needed(metadata: Mapping[str, KV], key: str, where: Path, kind: str) -> Any:
     kv = metadata.get(key)
-    if kv is None or kv.type is not kind:
+    if kv is None or (kv.type is ValueType.STRING) != (kind == "a text"):
         raise FormatError(
             f"the header lacks {key}",
             where=where,
-            expected=kind.name,
+            expected=kind,
             found=None if kv is None else kv.type.name,
             hint="is this a language model? Files with only a vocabulary or a projector cannot be quantized",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -11,7 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import FormatError
+
 Shape = tuple[int, ...]
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 Tile = npt.NDArray[np.uint8]
 
 
@@ -49,8 +53,32 @@ def u32(key: str, value: int) -> KV:
 
 
 def f32(key: str, value: float) -> KV:
-    """Make a float32 entry; the value is rounded to float32 here, so that equal files have equal values."""
-    return KV(key, ValueType.FLOAT32, float(np.float32(value)))
+    """Make a float32 entry; the value is rounded to float32 here, so that equal files have equal values.
+
+    Raises:
+        FormatError: if it is NaN or infinite, or too large for float32.
+    """
+    return KV(key, ValueType.FLOAT32, to_float32(key, value))
+
+
+def to_float32(where: str, value: float) -> float:
+    """Round *value* to float32.
+
+    Raises:
+        FormatError: if it is NaN or infinite, or too large; it names *where*.
+    """
+    try:
+        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    except (OverflowError, struct.error):  # the latter for a whole number of some hundred digits
+        rounded = float("inf")
+    if abs(rounded) <= _FLOAT32_MAX:  # false for NaN too
+        return rounded
+    raise FormatError(
+        "a value does not fit float32",
+        where=where,
+        expected=f"a number up to {_FLOAT32_MAX:.7g}",
+        found=repr(value)[:80],
+    )
 
 
 def boolean(key: str, value: bool) -> KV:

@@ -153,6 +153,8 @@ def _output(arch: Arch, row: Row, bid: int, sources: list[SourceTensor], config:
     views: list[View] = [Stored(source) for source in sources]
     is_single = len(row.patterns) == 1 and "{xid}" not in row.patterns[0]
     try:
+        if row.steps and any(not view.shape for view in views):
+            raise FormatError("a tensor has no dimensions", expected="rows of weights", found="a single number")
         view = views[0] if is_single else row.merge(config, views)
         for step in row.steps:
             view = step(config, view)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from pipeline.checkpoint._json import json_type, read_json, shorten
 from pipeline.checkpoint.safetensors import check_name, read_header
 from pipeline.errors import FormatError, UnsupportedError
+from pipeline.strict_json import json_type, read_json, shorten
 from pipeline.types import FileHead, SourceTensor
 
 SINGLE = "model.safetensors"

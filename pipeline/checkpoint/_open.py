@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.checkpoint._index import collect
-from pipeline.checkpoint._json import json_type, read_json
 from pipeline.checkpoint._pooling import read_pooling
 from pipeline.errors import FormatError, InputError
+from pipeline.strict_json import json_type, read_json
 from pipeline.types import FileHead, SourceTensor
 
 _MAX_CONFIG = 10_000_000

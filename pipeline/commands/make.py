@@ -211,7 +211,18 @@ def modelfile(
     if output is None:
         click.echo(text, nl=False)
     else:
-        output.write_text(text, encoding="utf-8")
+        _write(output, text)
+
+
+def _write(path: Path, text: str) -> None:
+    from pipeline.errors import UsageError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise UsageError(
+            "the file cannot be written", where=path, found=e.strerror or e, hint="give another name with -o"
+        ) from e
 
 
 @click.command()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError
-from pipeline.tokenizer._json import optional, read_optional, short
+from pipeline.strict_json import optional, read_optional, short
 from pipeline.tokenizer.bpe import byte_level_vocabulary
 from pipeline.tokenizer.chat_template import ChatTemplates, read_chat_templates, template_keys
 from pipeline.tokenizer.sentencepiece import added_tokens, sentencepiece_vocabulary

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UnsupportedError
-from pipeline.tokenizer._json import expect, optional, short
+from pipeline.strict_json import expect, optional, short
 
 # Parts that many patterns share: contractions, letters, punctuation, white space.
 _C = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import UnsupportedError
-from pipeline.tokenizer._json import optional, short
+from pipeline.strict_json import optional, short
 from pipeline.tokenizer.bpe import strip_notes
 from pipeline.tokenizer.pretokenizers import normalizers
 from pipeline.tokenizer.sentencepiece import ADDED_SCORE

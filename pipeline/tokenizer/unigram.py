@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import FormatError, UnsupportedError
+from pipeline.strict_json import optional, short
 from pipeline.tokenizer import charsmap
-from pipeline.tokenizer._json import optional, short
 from pipeline.tokenizer.bpe import strip_notes
 from pipeline.tokenizer.pretokenizers import normalizers, pretokenizers
 from pipeline.tokenizer.sentencepiece import ADDED_SCORE, UNUSED_SCORE
