@@ -33,7 +33,20 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
     """`--help` is where people start."""
     text = run("--help").output
-    for name in ("publish", "plan", "convert", "quantize", "modelfile", "pull", "serve", "run", "list", "rm", "models"):
+    for name in (
+        "publish",
+        "plan",
+        "convert",
+        "quantize",
+        "modelfile",
+        "pull",
+        "serve",
+        "run",
+        "list",
+        "rm",
+        "gc",
+        "models",
+    ):
         assert f"\n  {name} " in text
     assert "Exit codes: 0 done, 2 wrong usage" in text
 
