@@ -107,7 +107,7 @@ def check_job(job: Job) -> None:
         UsageError: if the name, the proof or a setting of the runtime is wrong.
     """
     if job.name is not None:
-        publish.split_name(job.name)
+        publish.require_name(job.name)
     if job.proof not in prove.LEVELS:
         raise UsageError("no such proof", expected=" or ".join(prove.LEVELS), found=job.proof)
     if job.proof != "none":

@@ -87,9 +87,9 @@ def planned(tmp_path_factory: pytest.TempPathFactory, silent_log: Any) -> Planne
                 if path.name != "config.json":
                     (folder / path.name).symlink_to(path)
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        prepared = flow.prepare(str(folder), silent_log)
-        describe_plan(prepared, "Q4_K_M", 4096)
-        return make_plan(prepared.blueprint, "Q4_K_M")
+        with flow.prepare(str(folder), silent_log) as prepared:
+            describe_plan(prepared, "Q4_K_M", 4096)
+            return make_plan(prepared.blueprint, "Q4_K_M")
 
     return plan
 
@@ -121,7 +121,8 @@ def test_any_value_anywhere_gives_a_plan_or_our_error(name: str, planned: Planne
 @pytest.mark.parametrize("name", MODELS)
 def test_one_wrong_number(name: str, silent_log: Any) -> None:
     """Each number of a config.json as another number: nothing but a plan or one of our errors comes of it."""
-    prepared = flow.prepare(str(FIXTURES / name), silent_log)
+    with flow.prepare(str(FIXTURES / name), silent_log) as opened:
+        prepared = opened
     config = _config(name)
     numbers = [path for path in _all_paths(config) if isinstance(_at(config, path), int | float)]
     for path in [*numbers, ("rope_theta",), ("head_dim",), ("original_max_position_embeddings",)]:
@@ -135,7 +136,8 @@ def test_one_wrong_number(name: str, silent_log: Any) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_tensor_without_dimensions_is_named(name: str, silent_log: Any) -> None:
     """Each tensor in turn as a single number: refused by file and tensor."""
-    prepared = flow.prepare(str(FIXTURES / name), silent_log)
+    with flow.prepare(str(FIXTURES / name), silent_log) as opened:
+        prepared = opened
     tensors = prepared.checkpoint.tensors
     for changed, tensor in tensors.items():
         scalar = replace(tensor, shape=(), n_bytes=tensor.n_bytes // math.prod(tensor.shape))
