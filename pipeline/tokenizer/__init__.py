@@ -15,7 +15,7 @@ from pipeline.strict_json import optional, read_optional, short
 from pipeline.tokenizer.bpe import byte_level_vocabulary
 from pipeline.tokenizer.chat_template import ChatTemplates, read_chat_templates, template_keys
 from pipeline.tokenizer.sentencepiece import added_tokens, sentencepiece_vocabulary
-from pipeline.tokenizer.sentencepiece_json import json_vocabulary, space_prefix
+from pipeline.tokenizer.sentencepiece_json import json_vocabulary, prefix_notes, space_prefix
 from pipeline.tokenizer.sources import Source, read_source
 from pipeline.tokenizer.special import KEYS, Special, read_eos_ids, read_special, token_text
 from pipeline.tokenizer.tokenizer_json import BYTE_LEVEL, UNIGRAM, WORDPIECE
@@ -24,7 +24,7 @@ from pipeline.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 from pipeline.tokenizer.wordpiece import wordpiece_vocabulary
 from pipeline.types import KV, ValueType, array, boolean, string, u32
 
-__all__ = ["Tokenizer", "read_tokenizer"]
+__all__ = ["Source", "Tokenizer", "read_source", "read_tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ def read_tokenizer(folder: Path, config: dict[str, Any], *, pad_to: int = 1) -> 
         FormatError: if a file is not what it claims, or the vocabulary is larger than vocab_size.
         UnsupportedError: if llama.cpp has no such tokenizer.
     """
-    tokenizer_config = read_optional(folder / "tokenizer_config.json")
-    source = read_source(folder, tokenizer_config)
-    tokenizer_config = {**source.defaults, **tokenizer_config}
+    source = read_source(folder)
+    tokenizer_config = {**source.defaults, **read_optional(folder / "tokenizer_config.json")}
     vocabulary = _vocabulary(folder, source, tokenizer_config, config, _n_rows(config, folder, pad_to))
     configs = [read_optional(folder / "config.json"), config]
     special = read_special(folder, vocabulary, source.post_processor, tokenizer_config, configs)
@@ -111,6 +110,7 @@ def _sentencepiece(
         vocabulary = json_vocabulary(document, n_rows, model_type)
     if document is not None:
         prefix = space_prefix(document)
+        vocabulary = replace(vocabulary, notes=vocabulary.notes + prefix_notes(document))
     elif model is not None:
         prefix = model.add_space_prefix
     stated = optional(tokenizer_config, "add_prefix_space", bool, folder / "tokenizer_config.json", "")

@@ -140,7 +140,7 @@ ROWS = (
         "tiny_aya",
         split(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O),
         same=("cohere2moe",),
-        limit="llama.cpp's rule tiny_aya cuts words of mixed case (camelCase) differently",
+        limit="llama.cpp's rule tiny_aya cuts words of mixed case (camelCase) and some numbers differently",
     ),
 )
 

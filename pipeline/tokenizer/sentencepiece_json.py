@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.errors import UnsupportedError
 from pipeline.strict_json import optional, short
 from pipeline.tokenizer.bpe import strip_notes
-from pipeline.tokenizer.pretokenizers import normalizers
+from pipeline.tokenizer.pretokenizers import normalizers, pretokenizers
 from pipeline.tokenizer.sentencepiece import ADDED_SCORE
 from pipeline.tokenizer.sentencepiece_model import require_bytes
 from pipeline.tokenizer.tokenizer_json import SENTENCEPIECE, TokenizerJson
@@ -49,6 +49,14 @@ def space_prefix(source: TokenizerJson) -> bool:
                 found=short(step),
             )
     return _metaspace_prefix(source) or prefix
+
+
+def prefix_notes(source: TokenizerJson) -> tuple[str, ...]:
+    """Say where llama.cpp puts more blanks: it puts one before every piece of text between special tokens."""
+    steps = pretokenizers(source.pre_tokenizer, source.path)
+    if not any(step.get("prepend_scheme") == "first" for step in steps):
+        return ()
+    return ("llama.cpp puts a blank after each special token, too, this tokenizer only before the text",)
 
 
 def json_vocabulary(source: TokenizerJson, n_rows: int | None, model_type: str | None) -> Vocabulary:
