@@ -73,7 +73,8 @@ class SourceTensor:
     """Where one tensor of the checkpoint lies, as its header says.
 
     *dtype* is the safetensors name ("BF16", "F16", "F32", ...); *shape* is row-major (the last dimension is
-    contiguous); *offset* is absolute in *path*, in bytes.
+    contiguous); *offset* is absolute in *path*, in bytes.  *view* gives its values where they are not simply these
+    bytes in their order: a matrix that was saved transposed, or that an adapter changes.
     """
 
     name: str
@@ -82,6 +83,7 @@ class SourceTensor:
     path: Path
     offset: int
     n_bytes: int
+    view: View | None = None
 
 
 class View(Protocol):

@@ -3,5 +3,6 @@
 from pipeline.checkpoint._open import Checkpoint, open_checkpoint
 from pipeline.checkpoint.reader import TensorReader, decode_rows
 from pipeline.checkpoint.safetensors import Header, read_header
+from pipeline.checkpoint.torch_zip import read_torch
 
-__all__ = ["Checkpoint", "Header", "TensorReader", "decode_rows", "open_checkpoint", "read_header"]
+__all__ = ["Checkpoint", "Header", "TensorReader", "decode_rows", "open_checkpoint", "read_header", "read_torch"]

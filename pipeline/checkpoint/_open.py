@@ -57,12 +57,12 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open the checkpoint in *folder*: its JSON files and the headers of its safetensors files.
+    """Open the checkpoint in *folder*: its JSON files and the headers of its weights.
 
     Raises:
         InputError: if *folder* is no folder.
         FormatError: if a file is missing, broken, or contradicts another.
-        UnsupportedError: if the weights are not safetensors.
+        UnsupportedError: if the weights are neither safetensors nor a pytorch_model.bin.
     """
     if not folder.is_dir():
         raise InputError("is not a folder", where=folder, expected="a checkpoint: config.json and *.safetensors")
