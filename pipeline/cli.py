@@ -12,7 +12,7 @@ from pipeline.commands import look, make, stock
 from pipeline.errors import PipelineError
 
 _EPILOG = """\b
-MODEL is an alias (see `models`), org/name[@revision] on the Hugging Face Hub, or a folder.
+MODEL is an alias (see `models`), org/name[@revision] on the Hugging Face Hub, a folder, or a .gguf file.
 Exit codes: 0 done, 2 wrong usage, 3 bad or unsupported input, 4 source or target unreachable or refused,
             5 not enough disk or memory, 1 anything else."""
 

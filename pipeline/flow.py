@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
-from pipeline import prove, publish
+from pipeline import prove, publish, republish
 from pipeline import report as reports
-from pipeline.checkpoint import Checkpoint, TensorReader, open_checkpoint
+from pipeline.checkpoint import TensorReader, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
-from pipeline.gguf import read_gguf
+from pipeline.gguf import copy_file, read_gguf
 from pipeline.report import Report
-from pipeline.source import resolve
+from pipeline.source import aliases, resolve
 from pipeline.store import Store
 from pipeline.tokenizer import Tokenizer, read_tokenizer
 from pipeline.types import Blob, Check, Modelfile, Plan, Source
+
+DEFAULT_QUANT = "Q4_K_M"
 
 
 class Log(Protocol):
@@ -46,8 +48,9 @@ class Log(Protocol):
 class Job:
     """What to publish, and where.
 
-    *quants* are recipe names, the first is also tagged "latest".  *name* is "model" or "namespace/model"; without it
-    the alias or the repository names the model.
+    *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
+    its alias says.  *requantize* allows to start from quantized weights.  *name* is "model" or "namespace/model";
+    without it the alias or the repository names the model.
     """
 
     model: str
@@ -59,6 +62,7 @@ class Job:
     with_template: bool = False
     templates: Path | None = None
     overrides: modelfiles.Overrides = field(default_factory=modelfiles.Overrides)
+    requantize: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,10 @@ class Prepared:
     """A model whose headers are read: everything but the weights."""
 
     source: Source
-    checkpoint: Checkpoint
     tokenizer: Tokenizer
     blueprint: plans.Blueprint
+    generation_config: Mapping[str, Any]
+    licenses: tuple[str, ...]
 
 
 def package(job: Job, log: Log) -> Report:
@@ -78,7 +83,8 @@ def package(job: Job, log: Log) -> Report:
         PipelineError: from any stage; nothing is published then, but by a ProofError, which comes after.
     """
     started = time.monotonic()
-    prepared = prepare(job.model, log)
+    prepared = prepare(job.model, log, requantize=job.requantize)
+    job = replace(job, quants=choose_quants(job.quants, prepared))
     planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
     modelfile = make_modelfile(prepared, job)
     with publish.open_target(job.target) as target:
@@ -92,40 +98,74 @@ def package(job: Job, log: Log) -> Report:
     return made
 
 
-def prepare(model: str, log: Log) -> Prepared:
+def prepare(model: str, log: Log, *, requantize: bool = False) -> Prepared:
     """Find a model, download it if need be, and read all its headers."""
     with log.bar(f"reading {model}") as progress:
         source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
-        checkpoint = open_checkpoint(source.folder)
-        tokenizer = read_tokenizer(source.folder, dict(checkpoint.text_config()))
-        blueprint = plans.from_checkpoint(checkpoint, tokenizer, source)
-    for note in blueprint.notes:
+        prepared = _prepare_gguf(source, requantize) if source.gguf else _prepare_checkpoint(source)
+    for note in prepared.blueprint.notes:
         log.note(note)
-    return Prepared(source, checkpoint, tokenizer, blueprint)
+    return prepared
+
+
+def _prepare_checkpoint(source: Source) -> Prepared:
+    checkpoint = open_checkpoint(source.folder)
+    tokenizer = read_tokenizer(source.folder, dict(checkpoint.text_config()))
+    blueprint = plans.from_checkpoint(checkpoint, tokenizer, source)
+    return Prepared(source, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses())
+
+
+def _prepare_gguf(source: Source, requantize: bool) -> Prepared:
+    assert source.gguf is not None  # noqa: S101  the caller looked
+    model = republish.read_gguf_model(source.gguf, requantize=requantize)
+    return Prepared(source, model.tokenizer, model.blueprint, model.generation_config, model.licenses)
+
+
+def choose_quants(quants: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
+    """Give *quants*, or where nobody said any: the type that a GGUF has, else what the alias names."""
+    if quants:
+        return quants
+    if prepared.blueprint.finished:
+        return (prepared.blueprint.finished.recipe,)
+    row = aliases.load().get(prepared.source.alias or "")
+    return (row.quant if row else DEFAULT_QUANT,)
 
 
 def convert(model: str, path: Path, dtype: str, log: Log, threads: int = 0) -> tuple[Plan, Blob]:
     """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
     prepared = prepare(model, log)
+    if prepared.source.gguf:
+        raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
     plan = plans.make_plan(prepared.blueprint, dtype)
     return plan, write([plan], [path], log, threads)[0]
 
 
-def quantize(gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0) -> tuple[Plan, Blob]:
-    """Write *gguf*, which is unquantized, again at *path* as *recipe* says."""
+def quantize(
+    gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0, *, requantize: bool = False
+) -> tuple[Plan, Blob]:
+    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says."""
     if path.exists() and path.samefile(gguf):
         raise UsageError("the output would replace the input", where=path, hint="give another name with -o")
-    plan = plans.make_plan(plans.from_gguf(read_gguf(gguf)), recipe)
+    plan = plans.make_plan(plans.from_gguf(read_gguf(gguf), requantize=requantize), recipe)
     return plan, write([plan], [path], log, threads)[0]
 
 
 def write(planned: Sequence[Plan], paths: Sequence[Path], log: Log, threads: int = 0) -> list[Blob]:
-    """Read every source tensor once and write all planned files."""
+    """Read every source tensor once and write all planned files; copy those that exist already."""
     check_disk(planned, paths)
-    names = ", ".join(plan.recipe for plan in planned)
+    written: dict[Path, Blob] = {}
     outputs = [Output(plan, path) for plan, path in zip(planned, paths, strict=True)]
-    with TensorReader() as reader, log.bar(f"writing {names}") as progress:
-        return encode(outputs, reader, threads=threads, progress=progress)
+    for out in outputs:
+        if out.plan.verbatim:
+            with log.bar(f"copying {out.plan.verbatim.name}") as progress:
+                written[out.path] = copy_file(out.plan.verbatim, out.path, out.plan.file_bytes, progress)
+    rest = [out for out in outputs if out.path not in written]
+    if rest:
+        names = ", ".join(out.plan.recipe for out in rest)
+        with TensorReader() as reader, log.bar(f"writing {names}") as progress:
+            blobs = encode(rest, reader, threads=threads, progress=progress)
+        written |= {out.path: blob for out, blob in zip(rest, blobs, strict=True)}
+    return [written[path] for path in paths]
 
 
 def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
@@ -154,9 +194,9 @@ def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
     tokenizer = prepared.tokenizer
     return modelfiles.make_modelfile(
         chat_template=tokenizer.chat_template,
-        generation_config=prepared.checkpoint.generation_config,
+        generation_config=prepared.generation_config,
         eos_texts=tokenizer.eos_texts,
-        licenses=prepared.checkpoint.licenses(),
+        licenses=prepared.licenses,
         overrides=job.overrides,
         with_template=job.with_template,
         families=modelfiles.families(job.templates),
@@ -166,9 +206,10 @@ def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
 def modelfile_text(job: Job, log: Log) -> str:
     """Give the text of the Modelfile for a model; its FROM names the GGUF that `convert` or `publish` would write."""
     prepared = prepare(job.model, log)
-    return modelfiles.render_text(
-        make_modelfile(prepared, job), f"./{model_name(job, prepared)[1]}-{job.quants[0]}.gguf", job.templates
-    )
+    finished, quant = prepared.blueprint.finished, choose_quants(job.quants, prepared)[0]
+    is_there = finished is not None and finished.recipe == quant
+    from_ = str(finished.path) if finished and is_there else f"./{model_name(job, prepared)[1]}-{quant}.gguf"
+    return modelfiles.render_text(make_modelfile(prepared, job), from_, job.templates)
 
 
 def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline import arch as archs
@@ -60,13 +61,29 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A GGUF that can be taken as it is: what its type is called, its header's and its whole size in bytes."""
+
+    path: Path
+    recipe: str
+    metadata: tuple[KV, ...]
+    data_start: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
 class Blueprint:
-    """A model before a recipe: *drafts* are in file order, *metadata* lacks the two keys a recipe sets."""
+    """A model before a recipe: *drafts* are in file order, *metadata* lacks the two keys a recipe sets.
+
+    *finished* is the file that already is what its own recipe gives; *requantize* allows to quantize what is quantized.
+    """
 
     metadata: tuple[KV, ...]
     drafts: tuple[Draft, ...]
     model: quant.ModelFacts
     notes: tuple[str, ...] = ()
+    finished: Finished | None = None
+    requantize: bool = False
 
     @property
     def n_parameters(self) -> int:
@@ -79,7 +96,7 @@ class Blueprint:
         totals = dict.fromkeys(_PRECISIONS, 0)
         for draft in self.drafts:
             if len(draft.shape) > 1:
-                totals[draft.type] += draft.n_elements
+                totals[draft.type] = totals.get(draft.type, 0) + draft.n_elements
         return max(totals, key=totals.__getitem__)
 
 
@@ -112,11 +129,11 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     return Blueprint(metadata, tuple(drafts), facts, notes)
 
 
-def from_gguf(file: gguf.GgufFile) -> Blueprint:
-    """Read an unquantized GGUF's header into a blueprint, so that it can be quantized.
+def from_gguf(file: gguf.GgufFile, *, requantize: bool = False) -> Blueprint:
+    """Read a GGUF's header into a blueprint, so that it can be quantized, or quantized again if *requantize*.
 
     Raises:
-        UnsupportedError: if it is split, or a tensor is quantized already.
+        UnsupportedError: if it is split.
     """
     if file.split:
         raise UnsupportedError(
@@ -124,22 +141,13 @@ def from_gguf(file: gguf.GgufFile) -> Blueprint:
             where=file.path,
             hint="join the parts with llama.cpp's llama-gguf-split --merge, then run this again",
         )
-    for tensor in file.tensors:
-        if tensor.type not in _PRECISIONS:
-            raise UnsupportedError(
-                f"tensor {tensor.name} is quantized already",
-                where=file.path,
-                expected="F32, F16 or BF16",
-                found=tensor.type,
-                hint="quantize from the unquantized GGUF or from the checkpoint: quantizing twice loses quality",
-            )
     drafts = [
         Draft(t.name, t.type, Stored(SourceTensor(t.name, t.type, t.shape, file.path, t.offset, t.n_bytes)))
         for t in file.tensors
     ]
     drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
     metadata = tuple(kv for key, kv in file.metadata.items() if key not in _SET_BY_RECIPE)
-    return Blueprint(metadata, tuple(drafts), _facts_of(file))
+    return Blueprint(metadata, tuple(drafts), _facts_of(file), requantize=requantize)
 
 
 def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
@@ -149,24 +157,68 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     leaves them.
 
     Raises:
-        UnsupportedError: if the recipe is unknown.
+        UnsupportedError: if the recipe is unknown, or a tensor is quantized already.
     """
+    if blueprint.finished and recipe == blueprint.finished.recipe:
+        return _as_it_is(blueprint, blueprint.finished)
     if recipe == AUTO:
         types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[blueprint.precision]
     else:
         rule = _recipe(recipe)
         facts = [quant.TensorFacts(d.name, d.shape, d.type) for d in blueprint.drafts]
         types, file_type = quant.assign_types(rule, facts, blueprint.model), rule.file_type
+    for draft, type_ in zip(blueprint.drafts, types, strict=True):
+        if draft.type != type_ and draft.type not in _PRECISIONS:
+            _check_requantize(draft, type_, blueprint.requantize)
     metadata = (
         *blueprint.metadata,
         u32("general.quantization_version", QUANTIZATION_VERSION),
         u32("general.file_type", file_type),
     )
     tensors = _place(blueprint.drafts, types)
-    entries = [gguf.TensorEntry(t.name, t.shape, quant.get(t.type).id, t.offset) for t in tensors]
+    entries = [gguf.TensorEntry(t.name, t.shape, gguf.tensor_type(t.type).id, t.offset) for t in tensors]
     data_start = len(gguf.encode_header(metadata, entries, ALIGNMENT))
     end = tensors[-1].offset + tensors[-1].n_bytes if tensors else 0
     return Plan(recipe, metadata, tensors, data_start, data_start + _padded(end), blueprint.notes)
+
+
+def _as_it_is(blueprint: Blueprint, finished: Finished) -> Plan:
+    """Plan a copy: the tensors stand where they stand in the file."""
+    placed = []
+    for draft in blueprint.drafts:
+        source = draft.view.sources[0]
+        start = source.offset - finished.data_start
+        placed.append(PlannedTensor(draft.name, draft.shape, draft.type, source.n_bytes, start, draft.view))
+    placed.sort(key=lambda t: t.offset)
+    return Plan(
+        finished.recipe,
+        finished.metadata,
+        tuple(placed),
+        finished.data_start,
+        finished.file_bytes,
+        blueprint.notes,
+        finished.path,
+    )
+
+
+def _check_requantize(draft: Draft, wanted: str, allowed: bool) -> None:
+    if not allowed:
+        raise UnsupportedError(
+            f"tensor {draft.name} is quantized already",
+            where=draft.view.sources[0].path,
+            expected=f"F32, F16 or BF16, to make {wanted} of it",
+            found=draft.type,
+            hint="start from the unquantized GGUF or from the checkpoint: quantizing twice loses quality (--requantize "
+            "does it all the same)",
+        )
+    if draft.type not in quant.types():
+        raise UnsupportedError(
+            f"tensor {draft.name} has a type that cannot be expanded again",
+            where=draft.view.sources[0].path,
+            expected=", ".join(quant.types()),
+            found=draft.type,
+            hint="start from the unquantized GGUF or from the checkpoint",
+        )
 
 
 def _recipe(name: str) -> quant.Recipe:
@@ -176,7 +228,8 @@ def _recipe(name: str) -> quant.Recipe:
     return known[name]
 
 
-_SET_BY_RECIPE = ("general.quantization_version", "general.file_type")
+# The alignment goes too: like llama-quantize, we write the default one.
+_SET_BY_RECIPE = ("general.quantization_version", "general.file_type", "general.alignment")
 
 
 def _padded(n: int) -> int:
@@ -186,7 +239,7 @@ def _padded(n: int) -> int:
 def _place(drafts: Sequence[Draft], types: Sequence[str]) -> tuple[PlannedTensor, ...]:
     tensors, offset = [], 0
     for draft, type_ in zip(drafts, types, strict=True):
-        n_bytes = quant.get(type_).row_bytes(draft.shape[-1]) * (draft.n_elements // draft.shape[-1])
+        n_bytes = gguf.tensor_bytes(type_, draft.shape)
         tensors.append(PlannedTensor(draft.name, draft.shape, type_, n_bytes, offset, draft.view))
         offset = _padded(offset + n_bytes)
     return tuple(tensors)

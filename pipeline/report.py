@@ -56,7 +56,7 @@ class Report:
 
 def describe_source(source: Source) -> dict[str, Any]:
     """Return where a model came from as plain values."""
-    return asdict(source) | {"folder": str(source.folder)}
+    return asdict(source) | {"folder": str(source.folder), "gguf": source.gguf and str(source.gguf)}
 
 
 def count_types(plan: Plan) -> dict[str, int]:

@@ -147,7 +147,7 @@ class Plan:
     """A whole GGUF file, decided before a weight is read.
 
     *tensors* are in file order.  *data_start* is the absolute offset of the data section (the header, padded),
-    *file_bytes* the exact size of the file.
+    *file_bytes* the exact size of the file.  *verbatim* is a GGUF that the file is a copy of, byte by byte.
     """
 
     recipe: str
@@ -156,11 +156,12 @@ class Plan:
     data_start: int
     file_bytes: int
     notes: tuple[str, ...] = ()
+    verbatim: Path | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model on this machine: *folder* holds the checkpoint.
+    """A model on this machine: *folder* holds the checkpoint; *gguf* is the file where the model is a GGUF.
 
     *repository* ("org/name") and *commit* are None for a local folder; *name* is what the model is called.
     """
@@ -171,6 +172,7 @@ class Source:
     revision: str | None = None
     commit: str | None = None
     alias: str | None = None
+    gguf: Path | None = None
 
 
 @dataclass(frozen=True)

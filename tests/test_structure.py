@@ -21,7 +21,7 @@ LAYERS = (
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
     ("plan", "prove"),
-    ("encode", "report"),
+    ("encode", "report", "republish"),
     ("flow",),
     ("serve", "progress", "doctor", "chat", "preview"),
     ("commands",),

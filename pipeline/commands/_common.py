@@ -18,7 +18,12 @@ threads_option = click.option(
     "--threads", type=click.IntRange(0), default=0, metavar="N", help="Worker threads; 0 means one for each core."
 )
 quant_option = click.option(
-    "--quant", default="Q4_K_M", show_default=True, metavar="Q[,Q]", help="Quantizations; the first is also 'latest'."
+    "--quant",
+    metavar="Q[,Q]",
+    help="Quantizations; the first is also 'latest'.  Default: what the alias says, else Q4_K_M; a GGUF as it is.",
+)
+requantize_option = click.option(
+    "--requantize", is_flag=True, help="Allow to quantize a GGUF that is quantized already; quality is lost twice."
 )
 
 
@@ -34,8 +39,8 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def recipes(text: str) -> tuple[str, ...]:
-    """Split "Q4_K_M,Q8_0" and check each name; a repeated one counts once.
+def recipes(text: str | None) -> tuple[str, ...]:
+    """Split "Q4_K_M,Q8_0" and check each name; a repeated one counts once.  None gives none.
 
     Raises:
         UsageError: if a name is unknown.
@@ -43,6 +48,8 @@ def recipes(text: str) -> tuple[str, ...]:
     from pipeline import quant
     from pipeline.errors import UsageError
 
+    if text is None:
+        return ()
     names = tuple(dict.fromkeys(part.strip().upper() for part in text.split(",") if part.strip()))
     unknown = [name for name in names if name not in quant.recipes()]
     if unknown or not names:

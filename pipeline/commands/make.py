@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._common import F, json_option, print_json, quant_option, recipes, reporter, size, threads_option
+from pipeline.commands._common import (
+    F,
+    json_option,
+    print_json,
+    quant_option,
+    recipes,
+    reporter,
+    requantize_option,
+    size,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
@@ -60,13 +70,14 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
     help="What to check afterwards.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
+@requantize_option
 @_modelfile_options
 @threads_option
 @json_option
 def publish(
-    model: str, quant: str, target: str, name: str | None, proof: str, dry_run: bool, system: str | None,
-    num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None, threads: int,
-    as_json: bool,
+    model: str, quant: str | None, target: str, name: str | None, proof: str, dry_run: bool, requantize: bool,
+    system: str | None, num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None,
+    threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -74,15 +85,16 @@ def publish(
 
     job = flow.Job(
         model, recipes(quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters),
+        _overrides(system, num_ctx, parameters), requantize,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
         from pipeline.preview import describe_plan
 
-        prepared = flow.prepare(job.model, log)
+        prepared = flow.prepare(job.model, log, requantize=requantize)
         name = "/".join(flow.model_name(job, prepared))
-        would = [describe_plan(prepared, q, 4096) | {"name": f"{name}:{q}", "target": target} for q in job.quants]
+        quants = flow.choose_quants(job.quants, prepared)
+        would = [describe_plan(prepared, q, 4096) | {"name": f"{name}:{q}", "target": target} for q in quants]
         print_json(would) if as_json else _show.preview(would)
         return
     report = flow.package(job, log)
@@ -95,15 +107,17 @@ def publish(
 @click.option(
     "--ctx", type=click.IntRange(1), default=4096, show_default=True, help="Context for the memory figure, in tokens."
 )
+@requantize_option
 @json_option
-def plan(model: str, quant: str, ctx: int, as_json: bool) -> None:
+def plan(model: str, quant: str | None, ctx: int, requantize: bool, as_json: bool) -> None:
     """Show what would be written: every tensor's type, the exact size, the disk and memory needed."""
     from pipeline import flow
     from pipeline.commands import _show
     from pipeline.preview import describe_plan
 
-    prepared = flow.prepare(model, reporter(quiet=as_json))
-    shown = [describe_plan(prepared, name, ctx) for name in recipes(quant)]
+    quants = recipes(quant)
+    prepared = flow.prepare(model, reporter(quiet=as_json), requantize=requantize)
+    shown = [describe_plan(prepared, name, ctx) for name in flow.choose_quants(quants, prepared)]
     if as_json:
         print_json(shown)
         return
@@ -138,17 +152,19 @@ def convert(model: str, output: Path, dtype: str, threads: int, as_json: bool) -
 @click.argument("gguf", type=click.Path(dir_okay=False, exists=True, path_type=Path))
 @click.option("-o", "--output", type=_FILE, required=True, help="The GGUF to write.")
 @click.option("--quant", required=True, metavar="Q", help="The quantization, such as Q4_K_M.")
+@requantize_option
 @threads_option
 @json_option
-def quantize(gguf: Path, output: Path, quant: str, threads: int, as_json: bool) -> None:
-    """Quantize an unquantized GGUF into the bytes that llama-quantize would write."""
+def quantize(gguf: Path, output: Path, quant: str, requantize: bool, threads: int, as_json: bool) -> None:
+    """Quantize a GGUF into the bytes that llama-quantize would write."""
     from pipeline import flow
     from pipeline.errors import UsageError
 
     names = recipes(quant)
     if len(names) != 1:
         raise UsageError("quantize writes one file", expected="one quantization", found=quant)
-    _written(flow.quantize(gguf, output, names[0], reporter(quiet=as_json), threads), output, as_json)
+    log = reporter(quiet=as_json)
+    _written(flow.quantize(gguf, output, names[0], log, threads, requantize=requantize), output, as_json)
 
 
 def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignore[type-arg]
@@ -173,8 +189,8 @@ def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignor
 @click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
 @_modelfile_options
 def modelfile(
-    model: str, quant: str, output: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
-    with_template: bool, templates: Path | None,
+    model: str, quant: str | None, output: Path | None, system: str | None, num_ctx: int | None,
+    parameters: tuple[str, ...], with_template: bool, templates: Path | None,
 ) -> None:  # fmt: skip
     """Print the Modelfile for MODEL, for use with `ollama create`."""
     from pipeline import flow

@@ -26,7 +26,9 @@ def state(demo: Path) -> dict[str, np.ndarray]:
         for name, tensor in open_checkpoint(demo).tensors.items():
             raw = np.empty(tensor.n_bytes, np.uint8)
             reader.read_bytes(tensor, 0, raw)
-            tensors[name] = raw.view({"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[tensor.dtype]).reshape(tensor.shape).copy()
+            tensors[name] = (
+                raw.view({"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[tensor.dtype]).reshape(tensor.shape).copy()
+            )
     return tensors
 
 
