@@ -18,7 +18,7 @@ from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
 from pipeline import prove, publish, republish
 from pipeline import report as reports
-from pipeline.checkpoint import TensorReader, open_checkpoint
+from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
 from pipeline.gguf import copy_file, read_gguf
@@ -49,8 +49,8 @@ class Job:
     """What to publish, and where.
 
     *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
-    its alias says.  *requantize* allows to start from quantized weights.  *name* is "model" or "namespace/model";
-    without it the alias or the repository names the model.
+    its alias says.  *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
+    merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.
     """
 
     model: str
@@ -63,6 +63,7 @@ class Job:
     templates: Path | None = None
     overrides: modelfiles.Overrides = field(default_factory=modelfiles.Overrides)
     requantize: bool = False
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def package(job: Job, log: Log) -> Report:
         PipelineError: from any stage; nothing is published then, but by a ProofError, which comes after.
     """
     started = time.monotonic()
-    prepared = prepare(job.model, log, requantize=job.requantize)
+    prepared = prepare(job.model, log, requantize=job.requantize, adapter=job.adapter)
     job = replace(job, quants=choose_quants(job.quants, prepared))
     planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
     modelfile = make_modelfile(prepared, job)
@@ -98,18 +99,24 @@ def package(job: Job, log: Log) -> Report:
     return made
 
 
-def prepare(model: str, log: Log, *, requantize: bool = False) -> Prepared:
-    """Find a model, download it if need be, and read all its headers."""
+def prepare(model: str, log: Log, *, requantize: bool = False, adapter: Path | None = None) -> Prepared:
+    """Find a model, download it if need be, and read all its headers, and those of the *adapter* to merge into it."""
     with log.bar(f"reading {model}") as progress:
         source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
-        prepared = _prepare_gguf(source, requantize) if source.gguf else _prepare_checkpoint(source)
+        if source.gguf and adapter:
+            raise UsageError("an adapter is merged into a checkpoint, not into a GGUF", where=adapter, found=model)
+        prepared = _prepare_gguf(source, requantize) if source.gguf else _prepare_checkpoint(source, adapter)
     for note in prepared.blueprint.notes:
         log.note(note)
     return prepared
 
 
-def _prepare_checkpoint(source: Source) -> Prepared:
+def _prepare_checkpoint(source: Source, adapter: Path | None) -> Prepared:
     checkpoint = open_checkpoint(source.folder)
+    if adapter:
+        adapter = adapter.resolve()
+        checkpoint = merge_adapter(checkpoint, adapter, source.repository or source.name)
+        source = replace(source, name=f"{source.name}-{adapter.name}", adapter=adapter, base=source.name)
     tokenizer = read_tokenizer(source.folder, dict(checkpoint.text_config()))
     blueprint = plans.from_checkpoint(checkpoint, tokenizer, source)
     return Prepared(source, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses())
@@ -131,9 +138,11 @@ def choose_quants(quants: tuple[str, ...], prepared: Prepared) -> tuple[str, ...
     return (row.quant if row else DEFAULT_QUANT,)
 
 
-def convert(model: str, path: Path, dtype: str, log: Log, threads: int = 0) -> tuple[Plan, Blob]:
+def convert(
+    model: str, path: Path, dtype: str, log: Log, threads: int = 0, *, adapter: Path | None = None
+) -> tuple[Plan, Blob]:
     """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
-    prepared = prepare(model, log)
+    prepared = prepare(model, log, adapter=adapter)
     if prepared.source.gguf:
         raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
     plan = plans.make_plan(prepared.blueprint, dtype)
@@ -205,7 +214,7 @@ def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
 
 def modelfile_text(job: Job, log: Log) -> str:
     """Give the text of the Modelfile for a model; its FROM names the GGUF that `convert` or `publish` would write."""
-    prepared = prepare(job.model, log)
+    prepared = prepare(job.model, log, adapter=job.adapter)
     finished, quant = prepared.blueprint.finished, choose_quants(job.quants, prepared)[0]
     is_there = finished is not None and finished.recipe == quant
     from_ = str(finished.path) if finished and is_there else f"./{model_name(job, prepared)[1]}-{quant}.gguf"
@@ -213,8 +222,12 @@ def modelfile_text(job: Job, log: Log) -> str:
 
 
 def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:
-    """Give the namespace and the name to publish under: the user's, else the alias or the repository's name."""
-    return publish.split_name(job.name or prepared.source.alias or prepared.source.name)
+    """Give the namespace and the name to publish under: the user's, else the alias or the repository's name.
+
+    A model with an adapter merged into it is another model, so the alias is not its name.
+    """
+    source = prepared.source
+    return publish.split_name(job.name or (None if source.adapter else source.alias) or source.name)
 
 
 def make_release(

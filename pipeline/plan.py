@@ -125,8 +125,21 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
         *tokenizer.metadata,
     )
     facts = quant.ModelFacts(arch.gguf, config.n_layers, config.n_experts, config.n_heads, config.n_heads_kv)
-    notes = (*arch.notes(config), *tokenizer.notes, *_dropped(mapped.dropped))
+    _check_adapted(checkpoint, drafts)
+    notes = (*checkpoint.notes, *arch.notes(config), *tokenizer.notes, *_dropped(mapped.dropped))
     return Blueprint(metadata, tuple(drafts), facts, notes)
+
+
+def _check_adapted(checkpoint: Checkpoint, drafts: Sequence[Draft]) -> None:
+    """Refuse an adapter for a tensor that the file leaves out, such as a head that is tied to the embeddings."""
+    lost = checkpoint.adapted - {source.name for draft in drafts for source in draft.view.sources}
+    if lost:
+        raise UnsupportedError(
+            "the adapter changes a tensor that the GGUF has no place for",
+            where=min(lost),
+            found=f"{len(lost)} such",
+            hint="a head that is tied to the embeddings cannot differ from them; train the adapter without it",
+        )
 
 
 def from_gguf(file: gguf.GgufFile, *, requantize: bool = False) -> Blueprint:
@@ -282,8 +295,11 @@ def _general(arch: str, source: Source, n_parameters: int) -> list[KV]:
         string("general.size_label", size_label(n_parameters)),
         u32("gguf_pipeline.byte_version", BYTE_VERSION),
     ]
+    if source.adapter:
+        made += [u32("general.base_model.count", 1), string("general.base_model.0.name", _title(source.base or ""))]
     if source.repository:
-        made.append(string("general.source.repo_url", f"https://huggingface.co/{source.repository}"))
+        key = "general.base_model.0.repo_url" if source.adapter else "general.source.repo_url"
+        made.append(string(key, f"https://huggingface.co/{source.repository}"))
     if source.commit:
         made.append(string("gguf_pipeline.source.commit", source.commit))
     return made

@@ -163,6 +163,7 @@ class Plan:
 class Source:
     """A model on this machine: *folder* holds the checkpoint; *gguf* is the file where the model is a GGUF.
 
+    *adapter* is the folder of an adapter that is merged into it; then *base* is what the checkpoint itself is called.
     *repository* ("org/name") and *commit* are None for a local folder; *name* is what the model is called.
     """
 
@@ -173,6 +174,8 @@ class Source:
     commit: str | None = None
     alias: str | None = None
     gguf: Path | None = None
+    adapter: Path | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True)

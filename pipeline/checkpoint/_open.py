@@ -23,13 +23,16 @@ _LICENSE_NAMES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY")
 class Checkpoint:
     """A Hugging Face checkpoint, as its headers tell it; no weight has been read.
 
-    *tensors* are in the order of their names; *generation_config* is empty where the file is missing.
+    *tensors* are in the order of their names; *generation_config* is empty where the file is missing.  *adapted* names
+    the tensors that an adapter changes (lora.py), *notes* say what a person should know.
     """
 
     folder: Path
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any]
     tensors: Mapping[str, SourceTensor]
+    adapted: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_parameters(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -24,6 +25,13 @@ quant_option = click.option(
 )
 requantize_option = click.option(
     "--requantize", is_flag=True, help="Allow to quantize a GGUF that is quantized already; quality is lost twice."
+)
+
+adapter_option = click.option(
+    "--adapter",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    metavar="DIR",
+    help="Merge the LoRA adapter in DIR (as PEFT saves it) into MODEL.",
 )
 
 

@@ -9,6 +9,7 @@ import click
 
 from pipeline.commands._common import (
     F,
+    adapter_option,
     json_option,
     print_json,
     quant_option,
@@ -71,13 +72,14 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
 @requantize_option
+@adapter_option
 @_modelfile_options
 @threads_option
 @json_option
 def publish(
     model: str, quant: str | None, target: str, name: str | None, proof: str, dry_run: bool, requantize: bool,
-    system: str | None, num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None,
-    threads: int, as_json: bool,
+    adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...], with_template: bool,
+    templates: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -85,13 +87,13 @@ def publish(
 
     job = flow.Job(
         model, recipes(quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), requantize,
+        _overrides(system, num_ctx, parameters), requantize, adapter,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
         from pipeline.preview import describe_plan
 
-        prepared = flow.prepare(job.model, log, requantize=requantize)
+        prepared = flow.prepare(job.model, log, requantize=requantize, adapter=adapter)
         name = "/".join(flow.model_name(job, prepared))
         quants = flow.choose_quants(job.quants, prepared)
         would = [describe_plan(prepared, q, 4096) | {"name": f"{name}:{q}", "target": target} for q in quants]
@@ -108,15 +110,18 @@ def publish(
     "--ctx", type=click.IntRange(1), default=4096, show_default=True, help="Context for the memory figure, in tokens."
 )
 @requantize_option
+@adapter_option
 @json_option
-def plan(model: str, quant: str | None, ctx: int, requantize: bool, as_json: bool) -> None:
+def plan(
+    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, as_json: bool
+) -> None:  # fmt: skip
     """Show what would be written: every tensor's type, the exact size, the disk and memory needed."""
     from pipeline import flow
     from pipeline.commands import _show
     from pipeline.preview import describe_plan
 
     quants = recipes(quant)
-    prepared = flow.prepare(model, reporter(quiet=as_json), requantize=requantize)
+    prepared = flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter)
     shown = [describe_plan(prepared, name, ctx) for name in flow.choose_quants(quants, prepared)]
     if as_json:
         print_json(shown)
@@ -135,17 +140,15 @@ def plan(model: str, quant: str | None, ctx: int, requantize: bool, as_json: boo
     show_default=True,
     help="auto keeps the checkpoint's own precision.",
 )
+@adapter_option
 @threads_option
 @json_option
-def convert(model: str, output: Path, dtype: str, threads: int, as_json: bool) -> None:
+def convert(model: str, output: Path, dtype: str, adapter: Path | None, threads: int, as_json: bool) -> None:
     """Write MODEL as an unquantized GGUF."""
     from pipeline import flow
 
-    _written(
-        flow.convert(model, output, dtype if dtype == "auto" else dtype.upper(), reporter(quiet=as_json), threads),
-        output,
-        as_json,
-    )
+    kind = dtype if dtype == "auto" else dtype.upper()
+    _written(flow.convert(model, output, kind, reporter(quiet=as_json), threads, adapter=adapter), output, as_json)
 
 
 @click.command()
@@ -187,9 +190,10 @@ def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignor
 @click.argument("model")
 @quant_option
 @click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
+@adapter_option
 @_modelfile_options
 def modelfile(
-    model: str, quant: str | None, output: Path | None, system: str | None, num_ctx: int | None,
+    model: str, quant: str | None, output: Path | None, adapter: Path | None, system: str | None, num_ctx: int | None,
     parameters: tuple[str, ...], with_template: bool, templates: Path | None,
 ) -> None:  # fmt: skip
     """Print the Modelfile for MODEL, for use with `ollama create`."""
@@ -202,6 +206,7 @@ def modelfile(
         with_template=with_template,
         templates=templates,
         overrides=_overrides(system, num_ctx, parameters),
+        adapter=adapter,
     )
     text = flow.modelfile_text(job, reporter())
     if output is None:
