@@ -1,7 +1,7 @@
 # One loop for people and CI.  Everything is installed into .venv and the cache folder ($XDG_CACHE_HOME/gguf-pipeline).
 
 MODEL ?= demo
-QUANT ?= Q4_K_M
+QUANT ?=
 TO ?= local
 ARGS ?=
 
@@ -41,7 +41,7 @@ setup: .venv/.setup  ## install gguf-pipeline into .venv, with what makes it fas
 	@touch $@
 
 publish: setup  ## convert, quantize, prove and publish: make publish MODEL=demo QUANT=Q4_K_M [TO=local]
-	@$(BIN)/gguf-pipeline publish "$(MODEL)" --quant "$(QUANT)" --to "$(TO)" $(ARGS)
+	@$(BIN)/gguf-pipeline publish "$(MODEL)" $(if $(QUANT),--quant "$(QUANT)") --to "$(TO)" $(ARGS)
 
 run: setup  ## chat with a published model: make run MODEL=demo
 	@$(BIN)/gguf-pipeline run "$(MODEL)" $(ARGS)

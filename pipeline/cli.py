@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -35,7 +36,8 @@ class _Group(click.Group):
 
 def _fail(error: PipelineError) -> NoReturn:
     head, *rest = str(error).split("\n")
-    click.echo(click.style("error: ", fg="red", bold=True) + head, err=True)
+    plain = False if os.environ.get("NO_COLOR") else None
+    click.echo(click.style("error: ", fg="red", bold=True) + head, err=True, color=plain)
     for line in rest:
         click.echo(line, err=True)
     sys.exit(error.exit_code)

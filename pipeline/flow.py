@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline import arch as archs
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
 from pipeline import prove, publish, republish
@@ -117,7 +118,8 @@ def _prepare_checkpoint(source: Source, adapter: Path | None) -> Prepared:
         adapter = adapter.resolve()
         checkpoint = merge_adapter(checkpoint, adapter, source.repository or source.name)
         source = replace(source, name=f"{source.name}-{adapter.name}", adapter=adapter, base=source.name)
-    tokenizer = read_tokenizer(source.folder, dict(checkpoint.text_config()))
+    config = archs.match(checkpoint.config).config(checkpoint.config)
+    tokenizer = read_tokenizer(source.folder, config.raw)
     blueprint = plans.from_checkpoint(checkpoint, tokenizer, source)
     return Prepared(source, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses())
 
@@ -263,8 +265,10 @@ def proof(job: Job, prepared: Prepared, store: Store, published: publish.Publish
     names = [name for name in published.names if name.tag in job.quants]
     tokenizer = prepared.tokenizer
     tokens = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
-    checks = prove.run(job.proof, store, names, chat_template=tokenizer.chat_template, tokens=tokens, log=log.stage)
-    return (*checks, *published.checks)
+    proven = prove.run(job.proof, store, names, chat_template=tokenizer.chat_template, tokens=tokens, log=log.stage)
+    checks = (*proven, *published.checks)
+    prove.refuse_differences(names[0], checks)
+    return checks
 
 
 def make_report(

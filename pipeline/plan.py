@@ -109,7 +109,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     """
     raw = checkpoint.config
     arch = archs.match(raw)
-    config = archs.ModelConfig(raw)
+    config = arch.config(raw)
     mapped = archs.map_tensors(arch, config, checkpoint.tensors)
     drafts = [
         *(Draft(t.name, _own_type(t.name, t.view), t.view) for t in mapped.tensors),
@@ -117,16 +117,15 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     ]
     drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
     keys = [made for key in arch.keys if (made := _arch_key(arch, key, config)) is not None]
-    n_parameters = sum(d.n_elements for d in drafts)
     metadata = (
-        *_general(arch.gguf, source, n_parameters),
+        *_general(arch.gguf, source, _size_label(drafts)),
         *modelfile.sampling_metadata(checkpoint.generation_config),
         *keys,
         *tokenizer.metadata,
     )
     facts = quant.ModelFacts(arch.gguf, config.n_layers, config.n_experts, config.n_heads, config.n_heads_kv)
     _check_adapted(checkpoint, drafts)
-    notes = (*checkpoint.notes, *arch.notes(config), *tokenizer.notes, *_dropped(mapped.dropped))
+    notes = (*checkpoint.notes, *arch.notes(config), *tokenizer.notes, *_dropped(mapped))
     return Blueprint(metadata, tuple(drafts), facts, notes)
 
 
@@ -287,12 +286,12 @@ def _arch_key(arch: archs.Arch, key: archs.Key, config: archs.ModelConfig) -> KV
     return key.make(f"{arch.gguf}.{key.name}", value)
 
 
-def _general(arch: str, source: Source, n_parameters: int) -> list[KV]:
+def _general(arch: str, source: Source, size: str) -> list[KV]:
     made = [
         string("general.architecture", arch),
         string("general.type", "model"),
         string("general.name", _title(source.name)),
-        string("general.size_label", size_label(n_parameters)),
+        string("general.size_label", size),
         u32("gguf_pipeline.byte_version", BYTE_VERSION),
     ]
     if source.adapter:
@@ -321,9 +320,24 @@ def size_label(n_parameters: int) -> str:
     return f"{scaled:.{digits}f}{suffix}"
 
 
-def _dropped(names: Sequence[str]) -> list[str]:
-    heads = [name for name in names if name == archs.HEAD]
-    return [f"{name} is left out: config.json ties it to the embeddings" for name in heads]
+def _size_label(drafts: Sequence[Draft]) -> str:
+    """Label a model; one with experts by their number and the weights of the rest with one of them ("8x7.2B")."""
+    of_experts = [d for d in drafts if "_exps." in d.name]
+    shared = sum(d.n_elements for d in drafts if "_exps." not in d.name)
+    if not of_experts:
+        return size_label(shared)
+    each = sum(d.n_elements // d.shape[0] for d in of_experts)
+    count = sum(d.shape[0] for d in of_experts) // len(of_experts)
+    return f"{count}x{size_label(shared + each)}"
+
+
+def _dropped(mapped: archs.MappedTensors) -> list[str]:
+    heads = [name for name in mapped.dropped if name == archs.HEAD]
+    lost = [
+        f"{ability} left out: a GGUF of the language model has no place for these {count} tensors"
+        for ability, count in mapped.lost.items()
+    ]
+    return [*(f"{name} is left out: config.json ties it to the embeddings" for name in heads), *lost]
 
 
 def _facts_of(file: gguf.GgufFile) -> quant.ModelFacts:

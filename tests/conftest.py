@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -21,7 +22,8 @@ settings.register_profile("ours", derandomize=True, deadline=None, max_examples=
 settings.load_profile("ours")
 
 ROOT = Path(__file__).resolve().parent.parent
-OLLAMA_VERSION = "0.34.4"
+# Another version can be tried by hand: OLLAMA_UNDER_TEST=0.34.1 make test ARGS=tests/end_to_end
+OLLAMA_VERSION = os.environ.get("OLLAMA_UNDER_TEST", "0.34.4")
 IS_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
 
@@ -50,6 +52,30 @@ def repository() -> Path:
 def demo() -> Path:
     """The built-in demo checkpoint."""
     return ROOT / "models" / "demo"
+
+
+class SilentLog:
+    """A flow's log that shows nothing and remembers the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def stage(self, _text: str) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Remember it."""
+        self.notes.append(text)
+
+    def bar(self, _text: str) -> Any:
+        """Show nothing."""
+        return contextlib.nullcontext(lambda _done, _total: None)
+
+
+@pytest.fixture(scope="session")
+def silent_log() -> SilentLog:
+    """A log for calling the flow's functions."""
+    return SilentLog()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ _KINDS: dict[type[Any], str] = {
     str: "a text",
     bool: "true or false",
     dict: "an object",
+    list: "a list",
 }
 
 
@@ -20,7 +21,7 @@ class ModelConfig:
     """A checked view of config.json (or of the text part of a multimodal one)."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
-        self.raw = raw
+        self.raw = dict(raw)
 
     def get(self, kind: type[Any], *names: str) -> Any:
         """Return the first of *names* that is there and not null, as *kind*; None if there is none.
@@ -74,6 +75,36 @@ class ModelConfig:
         return int(self.get(int, "head_dim") or self.need(int, "hidden_size") // self.n_heads)
 
     @property
+    def n_vocab(self) -> int:
+        """Number of rows of the embedding; some may have no token."""
+        return _within("vocab_size", self.need(int, "vocab_size"), 1, 1 << 24)
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return _within("hidden_size", self.need(int, "hidden_size"), 1, 1 << 20)
+
+    @property
+    def width_q(self) -> int:
+        """Width of all query heads."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def width_kv(self) -> int:
+        """Width of all key heads; value heads have the same."""
+        return self.n_heads_kv * self.head_dim
+
+    @property
+    def width_ffn(self) -> int:
+        """Inner width of the feed-forward network of a dense block."""
+        return _within("intermediate_size", self.need(int, "intermediate_size"), 1, 1 << 24)
+
+    @property
+    def width_expert(self) -> int:
+        """Inner width of one expert."""
+        return int(self.get(int, "moe_intermediate_size") or self.width_ffn)
+
+    @property
     def is_tied(self) -> bool:
         """Whether the output matrix is the embedding matrix."""
         return bool(self.get(bool, "tie_word_embeddings"))
@@ -82,13 +113,42 @@ class ModelConfig:
     def rope(self) -> dict[str, Any]:
         """Rotary settings in the form of transformers 5: rope_type, rope_theta and the parameters of the scaling.
 
-        transformers 4 keeps `rope_theta` beside `rope_scaling`, whose kind is called `type` or `rope_type`.
+        transformers 4 keeps `rope_theta` beside `rope_scaling`, whose kind is called `type` or `rope_type`.  Of several
+        settings for several kinds of attention, these are those of full attention.
         """
-        merged = dict(self.get(dict, "rope_parameters") or self.get(dict, "rope_scaling") or {})
+        found = dict(self.get(dict, "rope_parameters") or self.get(dict, "rope_scaling") or {})
+        merged = dict(ModelConfig(found).get(dict, "full_attention") or found)
         merged["rope_type"] = merged.get("rope_type") or merged.pop("type", None) or "default"
-        if merged.get("rope_theta") is None:
-            merged["rope_theta"] = self.get(float, "rope_theta")
+        for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+            if merged.get(key) is None:
+                merged[key] = self.raw.get(key)
         return merged
+
+    @property
+    def width_rope(self) -> int:
+        """Number of elements of a head that rotate."""
+        share = ModelConfig(self.rope).get(float, "partial_rotary_factor")
+        return int(self.head_dim * (1.0 if share is None else share))
+
+    @property
+    def rope_local(self) -> dict[str, Any]:
+        """Rotary settings of sliding-window layers, in the same form; their base is None where they have no own."""
+        found = ModelConfig(self.get(dict, "rope_parameters") or {}).get(dict, "sliding_attention")
+        local = dict(found or {"rope_theta": self.get(float, "rope_local_base_freq")})
+        return {"rope_type": "default", **local}
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The kind of attention of each layer ("full_attention" or "sliding_attention"); empty if not said."""
+        kinds = self.get(list, "layer_types") or []
+        if kinds and len(kinds) != self.n_layers:
+            raise FormatError(
+                "layer_types does not suit num_hidden_layers",
+                where='config.json, key "layer_types"',
+                expected=f"{self.n_layers} entries",
+                found=len(kinds),
+            )
+        return list(map(str, kinds))
 
 
 def _within(name: str, value: int, low: int, high: int) -> int:

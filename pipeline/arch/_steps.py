@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError
 from pipeline.types import View
-from pipeline.views import RowNumbers, Rows
+from pipeline.views import Computed, Floats, RowNumbers, Rows
 
 Step = Callable[[ModelConfig, View], View]
 
@@ -47,3 +47,42 @@ def interleave_heads(heads: str) -> Step:
         return Rows(view, view.shape, InterleaveHeads(view.shape[0] // n_heads))
 
     return step
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows *first* to *first* + *size* of each group of *total* rows."""
+
+    total: int
+    first: int
+    size: int
+
+    def __call__(self, rows: RowNumbers) -> RowNumbers:
+        """Give the input row of each output row."""
+        group, inner = np.divmod(rows, self.size)
+        return np.asarray(group * self.total + self.first + inner)
+
+
+def part(number: int, of: int) -> Step:
+    """Make a step that takes part *number* of a tensor that was made of *of* matrices, one below the other.
+
+    A tensor with an outer dimension, such as one for the experts, gives that part of each matrix in it.
+    """
+
+    def step(_config: ModelConfig, view: View) -> View:
+        *outer, total, n_cols = view.shape
+        if total % of:
+            raise FormatError("rows do not split into parts", expected=f"a multiple of {of} rows", found=total)
+        size = total // of
+        return Rows(view, (*outer, size, n_cols), Part(total, number * size, size))
+
+    return step
+
+
+def plus_one(_config: ModelConfig, view: View) -> View:
+    """Add one to the weights of a norm that multiplies by (1 + weight); llama.cpp multiplies by the weight."""
+    return Computed(view, _add_one)
+
+
+def _add_one(values: Floats) -> None:
+    values += np.float32(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,6 +42,18 @@ def reporter(*, quiet: bool = False) -> Reporter:
     from pipeline.progress import Reporter
 
     return Reporter(quiet=quiet)
+
+
+def pasteable(command: str) -> str:
+    """Write a command of ours so that it works where this one did: by its path, if it is not the one on PATH."""
+    name = "gguf-pipeline"
+    if not command.startswith(f"{name} "):
+        return command
+    own, found = Path(sys.argv[0]), shutil.which(name)
+    if own.name != name or (found is not None and Path(found).resolve() == own.resolve()):
+        return command
+    shown = own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own
+    return f"{shown}{command.removeprefix(name)}"
 
 
 def print_json(value: object) -> None:

@@ -45,9 +45,6 @@ def run(
         chat_template: the checkpoint's own template, None if it has none.
         tokens: "bos_token" and "eos_token" as texts, for the template.
         log: told what is being checked.
-
-    Raises:
-        ProofError: if something differs from what was meant.
     """
     if level == "none":
         return (
@@ -58,15 +55,23 @@ def run(
     log("proving what was published")
     checks = [check for name in names for check in (_blobs(store, name), _opens(store, name))]
     checks.extend(_runs(store, names, chat_template, tokens))
+    return tuple(checks)
+
+
+def refuse_differences(name: Name, checks: Sequence[Check]) -> None:
+    """Stop where a check found something else than was meant.
+
+    Raises:
+        ProofError: naming every such check.
+    """
     different = [check for check in checks if check.state == "different"]
     if different:
         raise ProofError(
             "the publication is not what was meant",
-            where=names[0],
+            where=name,
             found="; ".join(f"{check.name}: {check.detail}" for check in different),
-            hint="remove it with `gguf-pipeline rm`, and tell us: this is a bug or a failing disk",
+            hint="remove it with `gguf-pipeline rm`; if the disk and the settings are sound, this is a bug: tell us",
         )
-    return tuple(checks)
 
 
 def _blobs(store: Store, name: Name) -> Check:

@@ -13,13 +13,14 @@ import pytest
 
 from pipeline import arch as archs
 from pipeline import flow, gguf
+from pipeline.tokenizer import pretokenizers
 from pipeline.types import KV, ValueType
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "arch"
 GOLDEN = sorted(path.name for path in FIXTURES.iterdir())
 
-# Fixtures whose activation is exact in ggml; the mean KL divergence of a correct file is about 1e-13.
-MAX_KL = 1e-9
+# The mean KL divergence of a correct file is about 1e-13; ggml's GELU is a table of float16 values, which gives 1e-7.
+MAX_KL, MAX_KL_OF_GELU = 1e-9, 1e-6
 
 # Keys of the official converter that we leave out or add, each with the reason.
 OURS_ONLY = {
@@ -33,6 +34,11 @@ OURS_ONLY = {
 }
 OFFICIAL_ONLY = {
     "tokenizer.ggml.add_sep_token": "a default that only encoders read; these are decoders",
+}
+# Ids that the converter writes by number, which are right for the family's own vocabulary and wrong for a fixture's.
+BY_NUMBER = {
+    "gemma": {"tokenizer.ggml.eot_token_id"},
+    "nemotron": {"tokenizer.ggml.padding_token_id", "tokenizer.ggml.unknown_token_id"},
 }
 
 
@@ -64,7 +70,7 @@ def test_every_architecture_has_a_golden_fixture() -> None:
 def test_tensors_equal_the_official_converter(name: str, converted: dict[str, gguf.GgufFile]) -> None:
     """Names, shapes, types and bytes of all tensors are those of llama.cpp's own converter."""
     file = converted[name]
-    expected = {t["name"]: (tuple(reversed(t["shape"])), t["dtype"], t["sha256"]) for t in _official(name)["tensors"]}
+    expected = {t["name"]: (_as_ggml(t["shape"]), t["dtype"], t["sha256"]) for t in _official(name)["tensors"]}
     found = {}
     for tensor in file.tensors:
         data = np.empty(tensor.n_bytes, np.uint8)
@@ -76,10 +82,13 @@ def test_tensors_equal_the_official_converter(name: str, converted: dict[str, gg
 @pytest.mark.parametrize("name", GOLDEN)
 def test_metadata_equals_the_official_converter(name: str, converted: dict[str, gguf.GgufFile]) -> None:
     """Every key has the official value and type; each difference is listed above with its reason."""
-    expected = {k: (v["type"], v["value"]) for k, v in _official(name)["metadata"].items()}
-    found = {key: _as_official(kv) for key, kv in converted[name].metadata.items()}
+    skipped = BY_NUMBER.get(name, set())
+    expected = {k: (v["type"], v["value"]) for k, v in _official(name)["metadata"].items() if k not in skipped}
+    found = {k: _as_official(kv) for k, kv in converted[name].metadata.items() if k not in skipped}
     assert {k for k in expected if k not in found} <= set(OFFICIAL_ONLY)
     assert {k for k in found if k not in expected} <= set(OURS_ONLY)
+    if "tokenizer.ggml.pre" in found:
+        expected["tokenizer.ggml.pre"] = (["STRING"], _one_name_of_rule(expected["tokenizer.ggml.pre"][1]))
     assert {k: expected[k] for k in expected if k in found} == {k: found[k] for k in expected if k in found}
 
 
@@ -102,8 +111,25 @@ def test_logits_equal_the_reference(
     """llama.cpp computes from our file what transformers computes from the checkpoint."""
     expected = np.load(FIXTURES / name / "reference.npz")
     got = libllama.logits(converted[name].path, expected["input_ids"])
-    assert reference.mean_kl(expected["logits"], got) < MAX_KL
+    assert reference.mean_kl(expected["logits"], got) < _max_kl(name)
     assert (expected["logits"].argmax(-1) == got.argmax(-1)).all()
+
+
+def _as_ggml(shape: list[int]) -> tuple[int, ...]:
+    """Reverse a shape and drop outer dimensions of one, which llama-quantize does not write either."""
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return tuple(reversed(shape))
+
+
+def _one_name_of_rule(pre: str) -> str:
+    """llama.cpp has several names for most rules; ours is the first of them."""
+    return next((row.pre for row in pretokenizers.ROWS if pre in row.same), pre)
+
+
+def _max_kl(name: str) -> float:
+    config = json.loads((FIXTURES / name / "config.json").read_text(encoding="utf-8"))
+    return MAX_KL_OF_GELU if any("gelu" in str(value) for key, value in config.items() if "act" in key) else MAX_KL
 
 
 def _as_official(kv: KV) -> tuple[list[str], Any]:
