@@ -24,8 +24,8 @@ from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
 from pipeline.gguf import copy_file, read_gguf
 from pipeline.report import Report
+from pipeline.runtime import runtime_at_hand
 from pipeline.source import aliases, resolve
-from pipeline.store import Store
 from pipeline.tokenizer import Tokenizer, read_tokenizer
 from pipeline.types import Blob, Check, Modelfile, Plan, Source
 
@@ -82,22 +82,39 @@ def package(job: Job, log: Log) -> Report:
     """Turn one model reference into one published artifact.
 
     Raises:
-        PipelineError: from any stage; nothing is published then, but by a ProofError, which comes after.
+        PipelineError: from any stage; nothing is published then.
     """
     started = time.monotonic()
-    prepared = prepare(job.model, log, requantize=job.requantize, adapter=job.adapter)
-    job = replace(job, quants=choose_quants(job.quants, prepared))
-    planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
-    modelfile = make_modelfile(prepared, job)
+    check_job(job)
     with publish.open_target(job.target) as target:
+        prepared = prepare(job.model, log, requantize=job.requantize, adapter=job.adapter)
+        job = replace(job, quants=choose_quants(job.quants, prepared))
+        planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
+        modelfile = make_modelfile(prepared, job)
+        target.check(*model_name(job, prepared), job.quants)
         with target.staging([plan.file_bytes for plan in planned]) as paths:
             blobs = write(planned, paths, log, job.threads)
+            checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
             published = target.publish(release, log.stage)
-        checks = proof(job, prepared, target.store, published, log)
+        checks += (*prove.published(target.store, published.names), *published.checks)
     made = make_report(job, prepared, planned, blobs, modelfile, published, checks, time.monotonic() - started)
     reports.save(made)
     return made
+
+
+def check_job(job: Job) -> None:
+    """Refuse what cannot work before anything is fetched.
+
+    Raises:
+        UsageError: if the name, the proof or a setting of the runtime is wrong.
+    """
+    if job.name is not None:
+        publish.split_name(job.name)
+    if job.proof not in prove.LEVELS:
+        raise UsageError("no such proof", expected=" or ".join(prove.LEVELS), found=job.proof)
+    if job.proof != "none":
+        runtime_at_hand()
 
 
 def prepare(model: str, log: Log, *, requantize: bool = False, adapter: Path | None = None) -> Prepared:
@@ -117,7 +134,7 @@ def _prepare_checkpoint(source: Source, adapter: Path | None) -> Prepared:
     if adapter:
         adapter = adapter.resolve()
         checkpoint = merge_adapter(checkpoint, adapter, source.repository or source.name)
-        source = replace(source, name=f"{source.name}-{adapter.name}", adapter=adapter, base=source.name)
+        source = replace(source, name=f"{source.name}-{adapter.name}", adapter=adapter)
     config = archs.match(checkpoint.config).config(checkpoint.config)
     tokenizer = read_tokenizer(source.folder, config.raw)
     blueprint = plans.from_checkpoint(checkpoint, tokenizer, source)
@@ -211,6 +228,7 @@ def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
         overrides=job.overrides,
         with_template=job.with_template,
         families=modelfiles.families(job.templates),
+        family_name=prepared.source.family,
     )
 
 
@@ -260,14 +278,20 @@ def make_release(
     return publish.Release(*model_name(job, prepared), entries)
 
 
-def proof(job: Job, prepared: Prepared, store: Store, published: publish.Published, log: Log) -> tuple[Check, ...]:
-    """Prove what was published; each quantization once, by its own tag."""
-    names = [name for name in published.names if name.tag in job.quants]
+def proof(
+    job: Job, prepared: Prepared, modelfile: Modelfile, items: Sequence[tuple[str, Path, Blob]], log: Log
+) -> tuple[Check, ...]:
+    """Prove the files that are about to be published.
+
+    Raises:
+        ProofError: if one is not what was meant.
+    """
     tokenizer = prepared.tokenizer
-    tokens = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
-    proven = prove.run(job.proof, store, names, chat_template=tokenizer.chat_template, tokens=tokens, log=log.stage)
-    checks = (*proven, *published.checks)
-    prove.refuse_differences(names[0], checks)
+    prompting = prove.Prompting(
+        tokenizer.chat_template, tokenizer.bos or "", tokenizer.eos or "", modelfile.template is not None
+    )
+    checks = prove.files(job.proof, items, prompting, log.stage)
+    prove.refuse_differences("/".join(model_name(job, prepared)), checks)
     return checks
 
 

@@ -174,7 +174,8 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     if blueprint.finished and recipe == blueprint.finished.recipe:
         return _as_it_is(blueprint, blueprint.finished)
     if recipe == AUTO:
-        types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[blueprint.precision]
+        recipe = blueprint.precision
+        types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[recipe]
     else:
         rule = _recipe(recipe)
         facts = [quant.TensorFacts(d.name, d.shape, d.type) for d in blueprint.drafts]
@@ -287,17 +288,17 @@ def _arch_key(arch: archs.Arch, key: archs.Key, config: archs.ModelConfig) -> KV
 
 
 def _general(arch: str, source: Source, size: str) -> list[KV]:
-    made = [
-        string("general.architecture", arch),
-        string("general.type", "model"),
-        string("general.name", _title(source.name)),
-        string("general.size_label", size),
-        u32("gguf_pipeline.byte_version", BYTE_VERSION),
-    ]
-    if source.adapter:
-        made += [u32("general.base_model.count", 1), string("general.base_model.0.name", _title(source.base or ""))]
+    """Say what the model is.  Its name is the repository's: a folder's would make other bytes of a renamed copy."""
+    made = [string("general.architecture", arch), string("general.type", "model")]
+    is_base = source.adapter is not None  # with an adapter it is another model
     if source.repository:
-        key = "general.base_model.0.repo_url" if source.adapter else "general.source.repo_url"
+        name = string(
+            "general.base_model.0.name" if is_base else "general.name", _title(source.repository.split("/")[-1])
+        )
+        made += [u32("general.base_model.count", 1), name] if is_base else [name]
+    made += [string("general.size_label", size), u32("gguf_pipeline.byte_version", BYTE_VERSION)]
+    if source.repository:
+        key = "general.base_model.0.repo_url" if is_base else "general.source.repo_url"
         made.append(string(key, f"https://huggingface.co/{source.repository}"))
     if source.commit:
         made.append(string("gguf_pipeline.source.commit", source.commit))

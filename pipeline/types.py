@@ -163,8 +163,8 @@ class Plan:
 class Source:
     """A model on this machine: *folder* holds the checkpoint; *gguf* is the file where the model is a GGUF.
 
-    *adapter* is the folder of an adapter that is merged into it; then *base* is what the checkpoint itself is called.
-    *repository* ("org/name") and *commit* are None for a local folder; *name* is what the model is called.
+    *adapter* is the folder of an adapter that is merged into it.  *repository* ("org/name") and *commit* are None for a
+    local folder; *name* is what the model is called.  An *alias* may name the chat *family*.
     """
 
     name: str
@@ -173,9 +173,9 @@ class Source:
     revision: str | None = None
     commit: str | None = None
     alias: str | None = None
+    family: str | None = None
     gguf: Path | None = None
     adapter: Path | None = None
-    base: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from hypothesis import settings
 
 from pipeline import data
 from pipeline.runtime.llama import LlamaInstall, find_llama
+from pipeline.runtime.ollama import TRIED
 
 settings.register_profile("ours", derandomize=True, deadline=None, max_examples=60, database=None)
 settings.load_profile("ours")
 
 ROOT = Path(__file__).resolve().parent.parent
 # Another version can be tried by hand: OLLAMA_UNDER_TEST=0.34.1 make test ARGS=tests/end_to_end
-OLLAMA_VERSION = os.environ.get("OLLAMA_UNDER_TEST", "0.34.4")
+OLLAMA_VERSION = os.environ.get("OLLAMA_UNDER_TEST", TRIED[-1][0])
 IS_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
 

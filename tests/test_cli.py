@@ -231,3 +231,19 @@ def test_quantizing_twice_is_refused(run: Run, tmp_path: Path) -> None:
     assert done.exit_code == 3
     assert "is quantized already" in done.stderr
     assert not (tmp_path / "q4.gguf").exists()
+
+
+def test_a_copy_under_another_name_gives_the_same_bytes(run: Run, demo: Path, tmp_path: Path) -> None:
+    """Neither the folder's name nor the alias gets into the file."""
+    digests = set()
+    for name in ("demo", "first-copy", "Second Copy"):
+        model = "demo" if name == "demo" else shutil.copytree(demo, tmp_path / name)
+        report = json.loads(run("publish", model, "--quant", "Q8_0", "--proof", "none", "--json").stdout)
+        digests.add(report["files"][0]["digest"])
+    assert len(digests) == 1
+
+
+def test_wrong_target_and_name_are_found_before_any_work(run: Run) -> None:
+    """A model that does not exist is not even looked for when the target or the name is wrong."""
+    assert "no such publish target" in run("publish", "org/never", "--to", "moon").stderr
+    assert run("publish", "org/never", "--name", "!!!").exit_code == 2

@@ -81,11 +81,11 @@ def _named(name: str, revision: str | None, log: Log, progress: Progress | None)
         raise _unknown(name)
     if row.repo is not None:
         found = hub.fetch(row.repo, revision or row.branch, log=log, progress=progress)
-        return Source(name, found.folder, found.repository, found.revision, found.commit, alias=name)
+        return Source(name, found.folder, found.repository, found.revision, found.commit, alias=name, family=row.family)
     if revision is not None:
         raise UsageError("this alias is a folder, which has no revisions", where=name, found=revision)
     assert row.folder is not None  # noqa: S101  a row has one of the two
-    return Source(name, open_folder(row.folder).folder, alias=name)
+    return Source(name, open_folder(row.folder).folder, alias=name, family=row.family)
 
 
 def _unknown(name: str) -> UsageError | InputError:

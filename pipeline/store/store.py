@@ -133,7 +133,7 @@ class Store(Blobs):
             UsageError: if a name is there in another spelling of upper and lower case.
         """
         self._require_blobs(items)
-        self._refuse_second_spellings([name for name, _ in items])
+        self.check_names([name for name, _ in items])
         with _disk.translated(self.manifests_dir), ExitStack() as undo:
             data = [manifest.to_bytes() for _, manifest in items]
             temps = [undo.enter_context(self._manifest_temp(text)) for text in data]
@@ -265,8 +265,12 @@ class Store(Blobs):
                         hint="another program removed it; publish again",
                     )
 
-    def _refuse_second_spellings(self, names: Sequence[Name]) -> None:
-        """Keep one spelling of each name: older Ollamas mix up models whose names differ in case alone."""
+    def check_names(self, names: Sequence[Name]) -> None:
+        """Refuse a second spelling of a name: older Ollamas mix up models whose names differ in case alone.
+
+        Raises:
+            UsageError: if a name is there in another spelling of upper and lower case.
+        """
         known = {"/".join(path.parts[-4:]) for path in self._manifest_files()} | {str(name.path) for name in names}
         for name in names:
             for other in known:
