@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from pipeline.errors import ResourceError, UsageError
 from pipeline.gguf import copy_file, read_gguf
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
-from pipeline.source import aliases, resolve
+from pipeline.source import OpenSource, Weights, aliases, open_source
 from pipeline.tokenizer import Tokenizer, read_tokenizer
 from pipeline.types import Blob, Check, Modelfile, Plan, Source
 
@@ -69,13 +69,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model whose headers are read: everything but the weights."""
+    """A model whose headers are read: everything but the weights, which may still be on their way."""
 
-    source: Source
+    opened: OpenSource
     tokenizer: Tokenizer
     blueprint: plans.Blueprint
     generation_config: Mapping[str, Any]
     licenses: tuple[str, ...]
+
+    @property
+    def source(self) -> Source:
+        """Where the model is from."""
+        return self.opened.source
 
 
 def package(job: Job, log: Log) -> Report:
@@ -86,14 +91,16 @@ def package(job: Job, log: Log) -> Report:
     """
     started = time.monotonic()
     check_job(job)
-    with publish.open_target(job.target) as target:
-        prepared = prepare(job.model, log, requantize=job.requantize, adapter=job.adapter)
+    with (
+        publish.open_target(job.target) as target,
+        prepare(job.model, log, "stream", requantize=job.requantize, adapter=job.adapter) as prepared,
+    ):
         job = replace(job, quants=choose_quants(job.quants, prepared))
         planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
         modelfile = make_modelfile(prepared, job)
         target.check(*model_name(job, prepared), job.quants)
         with target.staging([plan.file_bytes for plan in planned]) as paths:
-            blobs = write(planned, paths, log, job.threads)
+            blobs = write(planned, paths, log, job.threads, prepared.opened)
             checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
             published = target.publish(release, log.stage)
@@ -117,20 +124,30 @@ def check_job(job: Job) -> None:
         runtime_at_hand()
 
 
-def prepare(model: str, log: Log, *, requantize: bool = False, adapter: Path | None = None) -> Prepared:
-    """Find a model, download it if need be, and read all its headers, and those of the *adapter* to merge into it."""
-    with log.bar(f"reading {model}") as progress:
-        source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
-        if source.gguf and adapter:
-            raise UsageError("an adapter is merged into a checkpoint, not into a GGUF", where=adapter, found=model)
-        prepared = _prepare_gguf(source, requantize) if source.gguf else _prepare_checkpoint(source, adapter)
-    for note in prepared.blueprint.notes:
-        log.note(note)
-    return prepared
+@contextmanager
+def prepare(
+    model: str, log: Log, weights: Weights = "none", *, requantize: bool = False, adapter: Path | None = None
+) -> Iterator[Prepared]:
+    """Find a model and read all its headers, and those of the *adapter* to merge into it.
+
+    *weights* are downloaded not at all, or, with "stream", while the caller works.
+    """
+    with ExitStack() as stack:
+        with log.bar(f"reading {model}") as progress:
+            # Streamed weights arrive long after this bar is gone.
+            show = None if weights == "stream" else lambda _file, done, total: progress(done, total or 0)
+            opened = stack.enter_context(open_source(model, weights=weights, log=log.note, progress=show))
+            if opened.source.gguf and adapter:
+                raise UsageError("an adapter is merged into a checkpoint, not into a GGUF", where=adapter, found=model)
+            prepared = _prepare_gguf(opened, requantize) if opened.source.gguf else _prepare_checkpoint(opened, adapter)
+        for note in prepared.blueprint.notes:
+            log.note(note)
+        yield prepared
 
 
-def _prepare_checkpoint(source: Source, adapter: Path | None) -> Prepared:
-    checkpoint = open_checkpoint(source.folder)
+def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
+    source = opened.source
+    checkpoint = open_checkpoint(source.folder, opened.remote_headers)
     if adapter:
         adapter = adapter.resolve()
         checkpoint = merge_adapter(checkpoint, adapter, source.repository or source.name)
@@ -138,13 +155,14 @@ def _prepare_checkpoint(source: Source, adapter: Path | None) -> Prepared:
     config = archs.match(checkpoint.config).config(checkpoint.config)
     tokenizer = read_tokenizer(source.folder, config.raw)
     blueprint = plans.from_checkpoint(checkpoint, tokenizer, source)
-    return Prepared(source, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses())
+    opened = replace(opened, source=source)
+    return Prepared(opened, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses())
 
 
-def _prepare_gguf(source: Source, requantize: bool) -> Prepared:
-    assert source.gguf is not None  # noqa: S101  the caller looked
-    model = republish.read_gguf_model(source.gguf, requantize=requantize)
-    return Prepared(source, model.tokenizer, model.blueprint, model.generation_config, model.licenses)
+def _prepare_gguf(opened: OpenSource, requantize: bool) -> Prepared:
+    assert opened.source.gguf is not None  # noqa: S101  the caller looked
+    model = republish.read_gguf_model(opened.source.gguf, requantize=requantize)
+    return Prepared(opened, model.tokenizer, model.blueprint, model.generation_config, model.licenses)
 
 
 def choose_quants(quants: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
@@ -161,11 +179,11 @@ def convert(
     model: str, path: Path, dtype: str, log: Log, threads: int = 0, *, adapter: Path | None = None
 ) -> tuple[Plan, Blob]:
     """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
-    prepared = prepare(model, log, adapter=adapter)
-    if prepared.source.gguf:
-        raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
-    plan = plans.make_plan(prepared.blueprint, dtype)
-    return plan, write([plan], [path], log, threads)[0]
+    with prepare(model, log, "stream", adapter=adapter) as prepared:
+        if prepared.source.gguf:
+            raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
+        plan = plans.make_plan(prepared.blueprint, dtype)
+        return plan, write([plan], [path], log, threads, prepared.opened)[0]
 
 
 def quantize(
@@ -178,8 +196,13 @@ def quantize(
     return plan, write([plan], [path], log, threads)[0]
 
 
-def write(planned: Sequence[Plan], paths: Sequence[Path], log: Log, threads: int = 0) -> list[Blob]:
-    """Read every source tensor once and write all planned files; copy those that exist already."""
+def write(
+    planned: Sequence[Plan], paths: Sequence[Path], log: Log, threads: int = 0, opened: OpenSource | None = None
+) -> list[Blob]:
+    """Read every source tensor once and write all planned files; copy those that exist already.
+
+    Weights of *opened* may still be on their way.
+    """
     check_disk(planned, paths)
     written: dict[Path, Blob] = {}
     outputs = [Output(plan, path) for plan, path in zip(planned, paths, strict=True)]
@@ -189,11 +212,17 @@ def write(planned: Sequence[Plan], paths: Sequence[Path], log: Log, threads: int
                 written[out.path] = copy_file(out.plan.verbatim, out.path, out.plan.file_bytes, progress)
     rest = [out for out in outputs if out.path not in written]
     if rest:
-        names = ", ".join(out.plan.recipe for out in rest)
-        with TensorReader() as reader, log.bar(f"writing {names}") as progress:
-            blobs = encode(rest, reader, threads=threads, progress=progress)
-        written |= {out.path: blob for out, blob in zip(rest, blobs, strict=True)}
+        written |= {out.path: blob for out, blob in zip(rest, _encode(rest, log, threads, opened), strict=True)}
     return [written[path] for path in paths]
+
+
+def _encode(outputs: Sequence[Output], log: Log, threads: int, opened: OpenSource | None) -> list[Blob]:
+    if opened is not None:
+        sources = (source for tensor in outputs[0].plan.tensors if tensor.view for source in tensor.view.sources)
+        opened.prefer(dict.fromkeys(source.path for source in sources))
+    names = ", ".join(out.plan.recipe for out in outputs)
+    with TensorReader(ready=opened.wait if opened else None) as reader, log.bar(f"writing {names}") as progress:
+        return encode(outputs, reader, threads=threads, progress=progress, on_error=opened.stop if opened else None)
 
 
 def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
@@ -234,11 +263,11 @@ def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
 
 def modelfile_text(job: Job, log: Log) -> str:
     """Give the text of the Modelfile for a model; its FROM names the GGUF that `convert` or `publish` would write."""
-    prepared = prepare(job.model, log, adapter=job.adapter)
-    finished, quant = prepared.blueprint.finished, choose_quants(job.quants, prepared)[0]
-    is_there = finished is not None and finished.recipe == quant
-    from_ = str(finished.path) if finished and is_there else f"./{model_name(job, prepared)[1]}-{quant}.gguf"
-    return modelfiles.render_text(make_modelfile(prepared, job), from_, job.templates)
+    with prepare(job.model, log, adapter=job.adapter) as prepared:
+        finished, quant = prepared.blueprint.finished, choose_quants(job.quants, prepared)[0]
+        is_there = finished is not None and finished.recipe == quant
+        from_ = str(finished.path) if finished and is_there else f"./{model_name(job, prepared)[1]}-{quant}.gguf"
+        return modelfiles.render_text(make_modelfile(prepared, job), from_, job.templates)
 
 
 def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:

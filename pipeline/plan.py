@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import arch as archs
 from pipeline import gguf, modelfile, quant
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, TensorReader
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.tokenizer import Tokenizer
-from pipeline.types import KV, Plan, PlannedTensor, Source, SourceTensor, ValueType, View, string, u32
-from pipeline.views import Constant, Stored
+from pipeline.types import KV, Plan, PlannedTensor, Source, SourceTensor, ValueType, View, array, string, u32
+from pipeline.views import Constant, Stored, item_bytes
 
 ALIGNMENT = 32
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
@@ -121,6 +123,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
         *_general(arch.gguf, source, _size_label(drafts)),
         *modelfile.sampling_metadata(checkpoint.generation_config),
         *keys,
+        *_scalar_keys(mapped.scalars),
         *tokenizer.metadata,
     )
     facts = quant.ModelFacts(arch.gguf, config.n_layers, config.n_experts, config.n_heads, config.n_heads_kv)
@@ -285,6 +288,28 @@ def _arch_key(arch: archs.Arch, key: archs.Key, config: archs.ModelConfig) -> KV
     if isinstance(value, int) and not 0 <= value < 1 << 32:
         raise FormatError("a value does not fit its GGUF key", where=f"config.json, for {key.name}", found=value)
     return key.make(f"{arch.gguf}.{key.name}", value)
+
+
+def _scalar_keys(tensors: Sequence[archs.Mapped]) -> list[KV]:
+    """Read tensors of one number, the only weights that a header needs, into an array for each key."""
+    values: dict[str, list[float]] = {}
+    with TensorReader() as reader:
+        for tensor in tensors:
+            values.setdefault(tensor.name, []).append(_read_number(reader, tensor.view))
+    return [array(key, ValueType.FLOAT32, numbers) for key, numbers in values.items()]
+
+
+def _read_number(reader: TensorReader, view: View) -> float:
+    found: object = view.shape
+    if view.shape in ((), (1,)):
+        raw = np.empty((1, item_bytes(view.dtype)), np.uint8)
+        number = np.empty((1, 1), np.float32)
+        view.read(reader, np.zeros(1, np.int64), slice(None), raw)
+        reader.decode(view.dtype, raw, number)
+        if np.isfinite(number).all():
+            return float(number[0, 0])
+        found = number[0, 0]
+    raise FormatError("not a number", where=view.sources[0].name, expected="one finite number", found=found)
 
 
 def _general(arch: str, source: Source, size: str) -> list[KV]:

@@ -179,6 +179,14 @@ class Source:
 
 
 @dataclass(frozen=True)
+class FileHead:
+    """The beginning of a file that is not on this machine yet: *data* from its first byte on, *size* of the whole."""
+
+    data: bytes
+    size: int
+
+
+@dataclass(frozen=True)
 class Blob:
     """A file by content: digest "sha256:<64 hex>" and size in bytes."""
 

@@ -117,6 +117,29 @@ def oracle() -> Callable[[str], ModuleType]:
 
 
 @pytest.fixture(scope="session")
+def _server() -> Iterator[Any]:
+    with _load_oracle("hub_server").serve() as server:
+        yield server
+
+
+@pytest.fixture
+def hub(_server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty Hub, to which HF_ENDPOINT points; the real client sends nothing elsewhere."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setenv("HF_ENDPOINT", _server.hub.url)
+    _server.hub.reset()
+    return _server.hub
+
+
+@pytest.fixture
+def server(hub: Any, _server: Any) -> Any:
+    """The server behind the Hub, to be taken down and up."""
+    return _server
+
+
+@pytest.fixture(scope="session")
 def llama() -> LlamaInstall:
     """The built llama.cpp that everything is compared with."""
     found = find_llama()

@@ -18,9 +18,11 @@ def test_quantization_where_nobody_says_one(
     """The user's word comes first, then a GGUF's own type, then the alias's row, then the default."""
     (tmp_path / "models.toml").write_text(f'[mine]\nfolder = "{demo}"\nquant = "Q5_K_S"\ndescription = "x"\n')
     monkeypatch.chdir(tmp_path)
-    mine = flow.prepare("mine", QUIET)
-    assert flow.choose_quants((), mine) == ("Q5_K_S",)
-    assert flow.choose_quants(("Q8_0", "F16"), mine) == ("Q8_0", "F16")
-    assert flow.choose_quants((), flow.prepare(str(demo), QUIET)) == ("Q4_K_M",)
+    with flow.prepare("mine", QUIET) as mine:
+        assert flow.choose_quants((), mine) == ("Q5_K_S",)
+        assert flow.choose_quants(("Q8_0", "F16"), mine) == ("Q8_0", "F16")
+    with flow.prepare(str(demo), QUIET) as folder:
+        assert flow.choose_quants((), folder) == ("Q4_K_M",)
     flow.convert("mine", tmp_path / "x.gguf", "F16", QUIET)
-    assert flow.choose_quants((), flow.prepare("x.gguf", QUIET)) == ("F16",)
+    with flow.prepare("x.gguf", QUIET) as file:
+        assert flow.choose_quants((), file) == ("F16",)

@@ -92,7 +92,8 @@ class Arch:
 
     *name* is ours and unique; *gguf* is `general.architecture`.  *classes* are the names in config.json's
     `architectures`.  *drop* lists source names that carry nothing the engine needs; *abilities* those that are left out
-    with what the model can no longer do.  *prefixes* pairs beginnings of source names with what the rows have instead.
+    with what the model can no longer do.  *scalars* are rows of tensors with one number, whose target is the metadata
+    key that has those of all blocks.  *prefixes* pairs beginnings of source names with what the rows have instead.
     *defaults* are settings that config.json may leave out.  *expect* gives, for config keys that change the
     computation, the values the engine implements; *ropes* the kinds of rotary scaling it does.  *notes* adds warnings;
     *literals* computed tensors; *example* is a small config.json of the family.
@@ -106,6 +107,7 @@ class Arch:
     example: Mapping[str, Any]
     drop: tuple[str, ...] = ()
     abilities: Mapping[str, str] = field(default_factory=dict)
+    scalars: tuple[Row, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, Allowed] = field(default_factory=dict)

@@ -34,11 +34,13 @@ class MappedTensors:
     """What `map_tensors` found: output tensors in row order, and what is left out.
 
     *dropped* are names of sources that nothing needs; *lost* counts the sources of each ability that the file lacks.
+    *scalars* are tensors with one number, named by the metadata key they belong to, in the order of their blocks.
     """
 
     tensors: tuple[Mapped, ...]
     dropped: tuple[str, ...]
     lost: Mapping[str, int]
+    scalars: tuple[Mapped, ...] = ()
 
 
 def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> MappedTensors:
@@ -48,8 +50,9 @@ def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTen
         UnsupportedError: if a tensor fits no row.
         FormatError: if a required tensor is missing, or a shape does not suit its row.
     """
-    places = {place: None for row in arch.rows for place in _places(row, config)}
-    patterns = list(dict.fromkeys(name for row in arch.rows for name in row.patterns))
+    rows = (*arch.rows, *arch.scalars)
+    places = {place: None for row in rows for place in _places(row, config, row.blocks(config))}
+    patterns = list(dict.fromkeys(name for row in rows for name in row.patterns))
     found: dict[_Place, SourceTensor] = {}
     dropped, unknown = [], []
     lost: dict[str, int] = {}
@@ -68,7 +71,8 @@ def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTen
             found[place] = tensor
     if unknown:
         raise _unmapped(arch, patterns, unknown)
-    return MappedTensors(tuple(_outputs(arch, config, found)), tuple(dropped), lost)
+    outputs = tuple(_outputs(arch, arch.rows, config, found))
+    return MappedTensors(outputs, tuple(dropped), lost, tuple(_outputs(arch, arch.scalars, config, found)))
 
 
 def _canonical(arch: Arch, name: str) -> str:
@@ -82,9 +86,9 @@ def _ability(arch: Arch, name: str) -> str | None:
     return next((ability for p, ability in arch.abilities.items() if pattern(p).fullmatch(name)), None)
 
 
-def _places(row: Row, config: ModelConfig) -> Iterator[_Place]:
+def _places(row: Row, config: ModelConfig, bids: Iterable[int]) -> Iterator[_Place]:
     for name in row.patterns:
-        for bid in row.blocks(config) if "{bid}" in name else (0,):
+        for bid in bids if "{bid}" in name else (0,):
             for xid in range(config.n_experts) if "{xid}" in name else (0,):
                 yield name, bid, xid
 
@@ -103,13 +107,15 @@ def _is_dropped(arch: Arch, config: ModelConfig, name: str) -> bool:
     return (name == HEAD and config.is_tied) or any(pattern(p).fullmatch(name) for p in arch.drop)
 
 
-def _outputs(arch: Arch, config: ModelConfig, found: Mapping[_Place, SourceTensor]) -> Iterator[Mapped]:
+def _outputs(
+    arch: Arch, rows: tuple[Row, ...], config: ModelConfig, found: Mapping[_Place, SourceTensor]
+) -> Iterator[Mapped]:
     layouts: dict[str, list[Row]] = {}
-    for row in arch.rows:
+    for row in rows:
         layouts.setdefault(row.target, []).append(row)
-    for rows in layouts.values():
-        for bid in sorted({bid for row in rows for bid in _blocks(row, config)}):
-            if (tensor := _one_of(arch, rows, bid, config, found)) is not None:
+    for same in layouts.values():
+        for bid in sorted({bid for row in same for bid in _blocks(row, config)}):
+            if (tensor := _one_of(arch, same, bid, config, found)) is not None:
                 yield tensor
 
 
@@ -120,7 +126,7 @@ def _one_of(
     given: list[tuple[Row, list[_Place]]] = []
     first_missing: tuple[int, Row, _Place] | None = None
     for row in (row for row in rows if bid in _blocks(row, config)):
-        wanted = [place for place in _places(row, config) if place[1] == bid or "{bid}" not in place[0]]
+        wanted = list(_places(row, config, (bid,)))
         missing = [place for place in wanted if place not in found]
         # A head that is neither tied nor there would make a model that cannot answer.
         is_required = not config.is_tied if row.source == HEAD else not row.optional

@@ -29,6 +29,5 @@ ARCH = Arch(
     ),
     defaults={"partial_rotary_factor": 0.5},
     expect={"hidden_act": ("silu",)},
-    ropes=("default",),
     example=decoder("Glm4ForCausalLM", head_dim=16, partial_rotary_factor=0.5),
 )

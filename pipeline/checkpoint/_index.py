@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +10,7 @@ from pipeline.checkpoint._json import json_type, read_json, shorten
 from pipeline.checkpoint.safetensors import check_name, read_header
 from pipeline.checkpoint.torch_zip import read_torch
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.types import SourceTensor
+from pipeline.types import FileHead, SourceTensor
 
 _MAX_INDEX = 100_000_000
 _AGAIN = "download the folder again; a download that stopped half way leaves files out"
@@ -22,6 +22,9 @@ _OTHER_FORMATS = {
 _OTHER_FORMATS |= dict.fromkeys((".pt", ".pth", ".ckpt"), _OTHER_FORMATS[".bin"])
 
 
+Heads = Mapping[Path, FileHead]
+
+
 @dataclass(frozen=True)
 class _Format:
     """One way to keep weights: in the file *single*, or in files ending in *suffix* that *index* names."""
@@ -29,33 +32,38 @@ class _Format:
     single: str
     index: str
     suffix: str
-    read: Callable[[Path], dict[str, SourceTensor]]
+    read: Callable[[Path, FileHead | None], dict[str, SourceTensor]]
 
 
-def _read_safetensors(path: Path) -> dict[str, SourceTensor]:
-    return read_header(path).tensors
+def _read_safetensors(path: Path, head: FileHead | None) -> dict[str, SourceTensor]:
+    return read_header(path, head).tensors
+
+
+def _read_torch(path: Path, _head: FileHead | None) -> dict[str, SourceTensor]:
+    return read_torch(path)  # its directory is at the end, so nobody fetches a head of it
 
 
 _SAFETENSORS = _Format("model.safetensors", "model.safetensors.index.json", ".safetensors", _read_safetensors)
-_TORCH = _Format("pytorch_model.bin", "pytorch_model.bin.index.json", ".bin", read_torch)
+_TORCH = _Format("pytorch_model.bin", "pytorch_model.bin.index.json", ".bin", _read_torch)
 
 
-def collect(folder: Path) -> dict[str, SourceTensor]:
+def collect(folder: Path, remote_headers: Heads) -> dict[str, SourceTensor]:
     """Find every tensor of the checkpoint in *folder*, in the order of names; only headers are read.
 
     safetensors come before pytorch_model.bin, and of each a single file before an index, as transformers has it; with
-    none of these names, all *.safetensors are taken.
+    none of these names, all *.safetensors are taken.  Files in *remote_headers* count as if they were there.
 
     Raises:
         FormatError: if a file is bad, or index and shards contradict each other.
         UnsupportedError: if the weights are in another format.
     """
-    loose = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter"))
-    tensors = _named(folder, _SAFETENSORS)
-    if tensors is None and loose:
-        tensors = _merge(loose, _SAFETENSORS)
+    loose = {*folder.glob("*.safetensors"), *remote_headers}
+    shards = sorted(p for p in loose if not p.name.startswith("adapter"))
+    tensors = _named(folder, _SAFETENSORS, remote_headers)
+    if tensors is None and shards:
+        tensors = _merge(shards, _SAFETENSORS, remote_headers)
     if tensors is None:
-        tensors = _named(folder, _TORCH)
+        tensors = _named(folder, _TORCH, remote_headers)
     if tensors is None:
         raise _none(folder)
     if not tensors:
@@ -63,10 +71,11 @@ def collect(folder: Path) -> dict[str, SourceTensor]:
     return dict(sorted(tensors.items()))
 
 
-def _named(folder: Path, kind: _Format) -> dict[str, SourceTensor] | None:
-    if (folder / kind.single).exists():
-        return kind.read(folder / kind.single)
-    return _sharded(folder, kind) if (folder / kind.index).exists() else None
+def _named(folder: Path, kind: _Format, remote_headers: Heads) -> dict[str, SourceTensor] | None:
+    single = folder / kind.single
+    if single in remote_headers or single.exists():
+        return kind.read(single, remote_headers.get(single))
+    return _sharded(folder, kind, remote_headers) if (folder / kind.index).exists() else None
 
 
 def _none(folder: Path) -> UnsupportedError:
@@ -81,10 +90,10 @@ def _none(folder: Path) -> UnsupportedError:
     )
 
 
-def _merge(shards: list[Path], kind: _Format) -> dict[str, SourceTensor]:
+def _merge(shards: list[Path], kind: _Format, remote_headers: Heads) -> dict[str, SourceTensor]:
     tensors: dict[str, SourceTensor] = {}
     for shard in shards:
-        for name, tensor in kind.read(shard).items():
+        for name, tensor in kind.read(shard, remote_headers.get(shard)).items():
             if name in tensors:
                 raise FormatError(
                     f"the tensor {name} is in two files",
@@ -141,11 +150,11 @@ def _check_total(metadata: object, path: Path) -> None:
         raise FormatError("its total_size is not a number", where=path, expected="bytes", found=json_type(total))
 
 
-def _sharded(folder: Path, kind: _Format) -> dict[str, SourceTensor]:
+def _sharded(folder: Path, kind: _Format, remote_headers: Heads) -> dict[str, SourceTensor]:
     path = folder / kind.index
     weight_map = read_weight_map(path, kind.suffix)
     shards = [folder / name for name in sorted(set(weight_map.values()))]
-    missing = [p.name for p in shards if not p.exists()]
+    missing = [p.name for p in shards if p not in remote_headers and not p.exists()]
     if missing:
         raise FormatError(
             f"{len(missing)} of {len(shards)} shards are missing",
@@ -154,7 +163,7 @@ def _sharded(folder: Path, kind: _Format) -> dict[str, SourceTensor]:
             found="not there",
             hint=_AGAIN,
         )
-    tensors = _merge(shards, kind)
+    tensors = _merge(shards, kind, remote_headers)
     for name, tensor in tensors.items():
         if name not in weight_map:
             raise FormatError(

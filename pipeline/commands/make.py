@@ -93,10 +93,11 @@ def publish(
     if dry_run:
         from pipeline.preview import describe_plan
 
-        prepared = flow.prepare(job.model, log, requantize=requantize, adapter=adapter)
-        name = "/".join(flow.model_name(job, prepared))
-        quants = flow.choose_quants(job.quants, prepared)
-        would = [describe_plan(prepared, q, 4096) | {"name": f"{name}:{q}", "target": target} for q in quants]
+        flow.check_job(job)
+        with flow.prepare(job.model, log, requantize=requantize, adapter=adapter) as prepared:
+            name = "/".join(flow.model_name(job, prepared))
+            quants = flow.choose_quants(job.quants, prepared)
+            would = [describe_plan(prepared, q, 4096) | {"name": f"{name}:{q}", "target": target} for q in quants]
         print_json(would) if as_json else _show.preview(would)
         return
     report = flow.package(job, log)
@@ -121,8 +122,8 @@ def plan(
     from pipeline.preview import describe_plan
 
     quants = recipes(quant)
-    prepared = flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter)
-    shown = [describe_plan(prepared, name, ctx) for name in flow.choose_quants(quants, prepared)]
+    with flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter) as prepared:
+        shown = [describe_plan(prepared, name, ctx) for name in flow.choose_quants(quants, prepared)]
     if as_json:
         print_json(shown)
         return
@@ -217,14 +218,26 @@ def modelfile(
 
 @click.command()
 @click.argument("model")
+@click.option("--revision", metavar="REV", help="A branch, tag or commit; default: the alias's branch, else main.")
+@click.option("--verify", is_flag=True, help="Hash files again that are there already.")
 @json_option
-def pull(model: str, as_json: bool) -> None:
-    """Download MODEL into the Hugging Face cache, only the files that are needed."""
+def pull(model: str, revision: str | None, verify: bool, as_json: bool) -> None:
+    """Download MODEL into the Hugging Face cache, only the files that are needed, and record its commit.
+
+    Other commands take the recorded commit; `pull` asks the Hub again what the branch is now.
+    """
     from pipeline.source import resolve
 
     log = reporter(quiet=as_json)
     with log.bar(f"pulling {model}") as progress:
-        source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
+        source = resolve(
+            model,
+            revision=revision,
+            update=True,
+            rehash=verify,
+            log=log.note,
+            progress=lambda _file, done, total: progress(done, total or 0),
+        )
     if as_json:
         print_json(
             {

@@ -147,3 +147,15 @@ def test_published_gemma3_leaves_out_what_the_class_has_by_itself() -> None:
         "attention.value_length": 256,
         "attention.sliding_window": 1024,
     }
+
+
+@pytest.mark.parametrize("bad", [np.float32([1, 2]), np.float32([np.nan])], ids=["two numbers", "NaN"])
+def test_a_learned_number_that_is_none_is_refused(bad: np.ndarray, edited: Any, file_of: Any) -> None:
+    """A metadata value that the checkpoint has as a tensor must be one finite number."""
+    name = "model.layers.1.mlp.act_fn.alpha_p"
+
+    def change(_config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tensors[name].data = bad.view(np.uint8).reshape(len(bad), 4)
+
+    with pytest.raises(FormatError, match=re.escape(name)):
+        file_of(edited("apertus", change))

@@ -113,8 +113,8 @@ def test_publish(merged: Any, cli: Any, tmp_path: Path) -> None:
     assert report["source"]["adapter"] == str(adapter)
     assert not [check for check in report["checks"] if check["state"] == "different"]
     for file in report["files"]:
-        expected = make_plan(flow.prepare(str(by_hand), QUIET).blueprint, file["recipe"])
-        flow.write([expected], [tmp_path / "x.gguf"], QUIET)
+        with flow.prepare(str(by_hand), QUIET) as prepared:
+            flow.write([make_plan(prepared.blueprint, file["recipe"])], [tmp_path / "x.gguf"], QUIET)
         blob = tmp_path / "s" / "blobs" / file["digest"].replace(":", "-")
         assert blob.read_bytes() == (tmp_path / "x.gguf").read_bytes()
     plan = json.loads(cli("plan", model, "--adapter", adapter, "--quant", "Q8_0", "--json").stdout)
@@ -137,5 +137,8 @@ def test_adapters_that_would_be_lost(adapters: Any, demo: Path, tmp_path: Path) 
         flow.convert(str(own_head), tmp_path / "x.gguf", "auto", QUIET, adapter=adapter)
     assert not (tmp_path / "x.gguf").exists()
     flow.convert(str(demo), tmp_path / "x.gguf", "auto", QUIET)
-    with pytest.raises(PipelineError, match="not into a GGUF"):
-        flow.prepare(str(tmp_path / "x.gguf"), QUIET, adapter=adapter)
+    with (
+        pytest.raises(PipelineError, match="not into a GGUF"),
+        flow.prepare(str(tmp_path / "x.gguf"), QUIET, adapter=adapter),
+    ):
+        pass

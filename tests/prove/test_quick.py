@@ -22,10 +22,10 @@ Item = tuple[str, Path, Any]
 @pytest.fixture
 def item(tmp_path: Path, silent_log: Any) -> Item:
     """The demo in Q4_0, as it is about to be published."""
-    prepared = flow.prepare("demo", silent_log)
     path = tmp_path / "demo.gguf"
-    plan = flow.plans.make_plan(prepared.blueprint, "Q4_0")
-    return "Q4_0", path, flow.write([plan], [path], silent_log)[0]
+    with flow.prepare("demo", silent_log) as prepared:
+        plan = flow.plans.make_plan(prepared.blueprint, "Q4_0")
+        return "Q4_0", path, flow.write([plan], [path], silent_log)[0]
 
 
 @pytest.fixture
