@@ -7,7 +7,7 @@ exact file for one recipe.  No weight is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     """
     raw = checkpoint.config
     arch = archs.match(raw)
-    config = arch.config(raw)
+    config = arch.config(raw, checkpoint.pooling())
     mapped = archs.map_tensors(arch, config, checkpoint.tensors)
     drafts = [
         *(Draft(t.name, _own_type(t.name, t.view), t.view) for t in mapped.tensors),
@@ -126,7 +126,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
         *_scalar_keys(mapped.scalars),
         *tokenizer.metadata,
     )
-    facts = quant.ModelFacts(arch.gguf, config.n_layers, config.n_experts, config.n_heads, config.n_heads_kv)
+    facts = _facts_of({kv.key: kv for kv in metadata}, source.folder)
     _check_adapted(checkpoint, drafts)
     notes = (*checkpoint.notes, *arch.notes(config), *tokenizer.notes, *_dropped(mapped))
     return Blueprint(metadata, tuple(drafts), facts, notes)
@@ -162,7 +162,7 @@ def from_gguf(file: gguf.GgufFile, *, requantize: bool = False) -> Blueprint:
     ]
     drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
     metadata = tuple(kv for key, kv in file.metadata.items() if key not in _SET_BY_RECIPE)
-    return Blueprint(metadata, tuple(drafts), _facts_of(file), requantize=requantize)
+    return Blueprint(metadata, tuple(drafts), _facts_of(file.metadata, file.path), requantize=requantize)
 
 
 def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
@@ -287,7 +287,7 @@ def _arch_key(arch: archs.Arch, key: archs.Key, config: archs.ModelConfig) -> KV
         return None
     if isinstance(value, int) and not 0 <= value < 1 << 32:
         raise FormatError("a value does not fit its GGUF key", where=f"config.json, for {key.name}", found=value)
-    return key.make(f"{arch.gguf}.{key.name}", value)
+    return key.make(key.name if key.name.startswith("tokenizer.") else f"{arch.gguf}.{key.name}", value)
 
 
 def _scalar_keys(tensors: Sequence[archs.Mapped]) -> list[KV]:
@@ -366,32 +366,33 @@ def _dropped(mapped: archs.MappedTensors) -> list[str]:
     return [*(f"{name} is left out: config.json ties it to the embeddings" for name in heads), *lost]
 
 
-def _facts_of(file: gguf.GgufFile) -> quant.ModelFacts:
-    arch = _value(file, "general.architecture", ValueType.STRING)
-    n_heads = _head_count(file, f"{arch}.attention.head_count")
+def _facts_of(metadata: Mapping[str, KV], where: Path) -> quant.ModelFacts:
+    """Give what the recipes ask, read from the header as llama-quantize reads it."""
+    arch = _value(metadata, "general.architecture", ValueType.STRING, where)
+    n_heads = _head_count(metadata, f"{arch}.attention.head_count")
     return quant.ModelFacts(
         str(arch),
-        int(_value(file, f"{arch}.block_count", ValueType.UINT32)),
-        int(file.metadata[key].value) if (key := f"{arch}.expert_count") in file.metadata else 0,
+        int(_value(metadata, f"{arch}.block_count", ValueType.UINT32, where)),
+        int(metadata[key].value) if (key := f"{arch}.expert_count") in metadata else 0,
         n_heads,
-        _head_count(file, f"{arch}.attention.head_count_kv") or n_heads,
+        _head_count(metadata, f"{arch}.attention.head_count_kv") or n_heads,
     )
 
 
-def _head_count(file: gguf.GgufFile, key: str) -> int:
-    kv = file.metadata.get(key)
+def _head_count(metadata: Mapping[str, KV], key: str) -> int:
+    kv = metadata.get(key)
     if kv is None:
         return 0
     # Per-layer counts are an array; llama.cpp's rules look at the first layer.
     return int(kv.value[0] if kv.type is ValueType.ARRAY else kv.value)
 
 
-def _value(file: gguf.GgufFile, key: str, kind: ValueType) -> Any:
-    kv = file.metadata.get(key)
+def _value(metadata: Mapping[str, KV], key: str, kind: ValueType, where: Path) -> Any:
+    kv = metadata.get(key)
     if kv is None or kv.type is not kind:
         raise FormatError(
             f"the header lacks {key}",
-            where=file.path,
+            where=where,
             expected=kind.name,
             found=None if kv is None else kv.type.name,
             hint="is this a language model? Files with only a vocabulary or a projector cannot be quantized",

@@ -19,12 +19,16 @@ from pipeline.views import Joined
 
 Getter = Callable[[ModelConfig], Any]
 KeyMaker = Callable[[str, Any], KV]
+Blocks = Callable[[ModelConfig], Iterable[int]]
 Allowed = tuple[Any, ...] | Callable[[ModelConfig], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Key:
-    """One metadata key `<arch>.<name>`: made by *make* from what *get* finds; left out where that is None."""
+    """One metadata key `<arch>.<name>`: made by *make* from what *get* finds; left out where that is None.
+
+    A *name* that begins with "tokenizer." stands alone.
+    """
 
     name: str
     get: Getter
@@ -63,7 +67,7 @@ class Row:
     target: str
     steps: tuple[Step, ...] = ()
     merge: Callable[[ModelConfig, Sequence[View]], View] = stacked
-    blocks: Callable[[ModelConfig], Iterable[int]] = every_block
+    blocks: Blocks = every_block
     optional: bool = False
     shape: Callable[[ModelConfig], Shape] | None = None
 
@@ -92,11 +96,12 @@ class Arch:
 
     *name* is ours and unique; *gguf* is `general.architecture`.  *classes* are the names in config.json's
     `architectures`.  *drop* lists source names that carry nothing the engine needs; *abilities* those that are left out
-    with what the model can no longer do.  *scalars* are rows of tensors with one number, whose target is the metadata
-    key that has those of all blocks.  *prefixes* pairs beginnings of source names with what the rows have instead.
-    *defaults* are settings that config.json may leave out.  *expect* gives, for config keys that change the
-    computation, the values the engine implements; *ropes* the kinds of rotary scaling it does.  *notes* adds warnings;
-    *literals* computed tensors; *example* is a small config.json of the family.
+    with what the model can no longer do, where `{bid}` is a block after the last one.  *scalars* are rows of tensors
+    with one number, whose target is the metadata key that has those of all blocks.  *prefixes* pairs beginnings of
+    source names with what the rows have instead, *spellings* ends.  *defaults* are settings that config.json may leave
+    out.  *expect* gives, for config keys that change the computation, the values the engine implements; *ropes* the
+    kinds of rotary scaling it does.  *notes* adds warnings; *literals* computed tensors; *example* is a small
+    config.json of the family.
     """
 
     name: str
@@ -109,16 +114,18 @@ class Arch:
     abilities: Mapping[str, str] = field(default_factory=dict)
     scalars: tuple[Row, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
+    spellings: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, Allowed] = field(default_factory=dict)
     ropes: tuple[str, ...] = ("default", "linear", "yarn")
     literals: Callable[[ModelConfig], tuple[Literal, ...]] = lambda _config: ()
     notes: Callable[[ModelConfig], tuple[str, ...]] = lambda _config: ()
 
-    def config(self, raw: Mapping[str, Any]) -> ModelConfig:
+    def config(self, raw: Mapping[str, Any], pooling: str | None = None) -> ModelConfig:
         """See config.json as the rows do: the text part of a multimodal one over the rest, over the defaults."""
         text = raw.get("text_config")
-        return ModelConfig({**self.defaults, **raw, **(text if isinstance(text, dict) else {})})
+        said = {**raw, **(text if isinstance(text, dict) else {})}
+        return ModelConfig({**said, **{k: v for k, v in self.defaults.items() if said.get(k) is None}}, pooling)
 
 
 @cache

@@ -18,10 +18,14 @@ _KINDS: dict[type[Any], str] = {
 
 
 class ModelConfig:
-    """A checked view of config.json (or of the text part of a multimodal one)."""
+    """A checked view of config.json (or of the text part of a multimodal one).
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
+    *pooling* is how an embedding model makes one vector of many, which stands in a file of its own.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], pooling: str | None = None) -> None:
         self.raw = dict(raw)
+        self.pooling = pooling
 
     def get(self, kind: type[Any], *names: str) -> Any:
         """Return the first of *names* that is there and not null, as *kind*; None if there is none.
@@ -48,15 +52,33 @@ class ModelConfig:
             )
         return value
 
+    def within(self, low: int, high: int, *names: str) -> int:
+        """Return a required whole number from *low* to *high*.
+
+        Raises:
+            FormatError: if there is none, or another one.
+        """
+        return _within(names[0], self.need(int, *names), low, high)
+
     @property
     def n_layers(self) -> int:
         """Number of transformer blocks."""
-        return _within("num_hidden_layers", self.need(int, "num_hidden_layers"), 1, 10_000)
+        return _within(
+            "num_hidden_layers", self.need(int, "num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1, 10_000
+        )
+
+    @property
+    def extra_layers(self) -> range:
+        """Numbers of the layers after the last one, which predict further tokens."""
+        n = _within("num_nextn_predict_layers", self.get(int, "num_nextn_predict_layers") or 0, 0, 100)
+        return range(self.n_layers, self.n_layers + n)
 
     @property
     def n_heads(self) -> int:
         """Number of query heads."""
-        return _within("num_attention_heads", self.need(int, "num_attention_heads"), 1, 1 << 20)
+        return _within(
+            "num_attention_heads", self.need(int, "num_attention_heads", "n_head", "n_heads", "num_heads"), 1, 1 << 20
+        )
 
     @property
     def n_heads_kv(self) -> int:
@@ -72,7 +94,7 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return int(self.get(int, "head_dim") or self.need(int, "hidden_size") // self.n_heads)
+        return int(self.get(int, "head_dim") or self.width // self.n_heads)
 
     @property
     def n_vocab(self) -> int:
@@ -82,7 +104,7 @@ class ModelConfig:
     @property
     def width(self) -> int:
         """Width of the residual stream."""
-        return _within("hidden_size", self.need(int, "hidden_size"), 1, 1 << 20)
+        return _within("hidden_size", self.need(int, "hidden_size", "n_embd", "dim", "d_model"), 1, 1 << 20)
 
     @property
     def width_q(self) -> int:
@@ -97,7 +119,11 @@ class ModelConfig:
     @property
     def width_ffn(self) -> int:
         """Inner width of the feed-forward network of a dense block."""
-        return _within("intermediate_size", self.need(int, "intermediate_size"), 1, 1 << 24)
+        ratio = self.get(int, "expansion_ratio")  # of MPT, and the default of older families
+        found = self.get(int, "intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "d_ff") or (
+            ratio and ratio * self.width
+        )
+        return _within("intermediate_size", found or self.need(int, "intermediate_size"), 1, 1 << 24)
 
     @property
     def width_expert(self) -> int:

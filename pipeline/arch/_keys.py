@@ -75,12 +75,19 @@ ROPE = (
     Key("rope.freq_base_swa", lambda config: ModelConfig(config.rope_local).get(float, "rope_theta"), f32),
 )
 
-DECODER = (
+CORE = (
     Key("block_count", lambda config: config.n_layers, u32),
-    Key("context_length", whole("max_position_embeddings"), u32),
-    Key("embedding_length", whole("hidden_size"), u32),
-    Key("feed_forward_length", whole("intermediate_size"), u32),
+    Key("context_length", whole("max_position_embeddings", "n_positions", "n_ctx"), u32),
+    Key("embedding_length", lambda config: config.width, u32),
+    Key("feed_forward_length", lambda config: config.width_ffn, u32),
     Key("attention.head_count", lambda config: config.n_heads, u32),
+)
+
+_NORM_EPSILON = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps")
+LAYER_NORM = Key("attention.layer_norm_epsilon", number(*_NORM_EPSILON), f32)
+
+DECODER = (
+    *CORE,
     Key("attention.head_count_kv", lambda config: config.n_heads_kv, u32),
     *ROPE,
     Key("rope.scaling.attn_factor", yarn_correction, f32),
@@ -100,13 +107,16 @@ def without(*names: str) -> tuple[Key, ...]:
 UNUSUAL_BASE = Key("rope.freq_base", lambda config: None if rope_theta(config) == 10000.0 else rope_theta(config), f32)
 ROPE_DIMENSIONS = Key("rope.dimension_count", lambda config: config.width_rope, u32)
 NO_SCALING = Key("rope.scaling.type", lambda _config: "none", string)
-LAYER_NORM = Key("attention.layer_norm_epsilon", number("layer_norm_eps", "norm_eps"), f32)
 LOGIT_SCALE = Key("logit_scale", number("logit_scale"), f32)
 VOCABULARY = Key("vocab_size", whole("vocab_size"), u32)
 
+_POOLINGS = {"mean": 1, "cls": 2, "last": 3}  # enum llama_pooling_type
+POOLING = Key("pooling_type", lambda config: _POOLINGS.get(config.pooling or ""), u32)
+TOKEN_TYPES = Key("tokenizer.ggml.token_type_count", whole("type_vocab_size"), u32)
+
 EXPERTS = (
-    Key("expert_count", whole("num_local_experts", "num_experts"), u32),
-    Key("expert_used_count", whole("num_experts_per_tok"), u32),
+    Key("expert_count", lambda config: config.n_experts or None, u32),
+    Key("expert_used_count", maybe_whole("num_experts_per_tok"), u32),
 )
 
 

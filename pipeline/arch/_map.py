@@ -61,7 +61,7 @@ def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTen
         place = _place_of(patterns, name)
         if _is_dropped(arch, config, name):
             dropped.append(name)
-        elif ability := _ability(arch, name):
+        elif ability := _ability(arch, config, name):
             lost[ability] = lost.get(ability, 0) + 1
         elif place not in places:
             unknown.append(own_name)
@@ -76,14 +76,17 @@ def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTen
 
 
 def _canonical(arch: Arch, name: str) -> str:
-    for old, new in arch.prefixes:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
+    begin = next(((old, new) for old, new in arch.prefixes if name.startswith(old)), ("", ""))
+    end = next(((old, new) for old, new in arch.spellings.items() if name.endswith(old)), ("", ""))
+    return begin[1] + name.removeprefix(begin[0]).removesuffix(end[0]) + end[1]
 
 
-def _ability(arch: Arch, name: str) -> str | None:
-    return next((ability for p, ability in arch.abilities.items() if pattern(p).fullmatch(name)), None)
+def _ability(arch: Arch, config: ModelConfig, name: str) -> str | None:
+    for text, ability in arch.abilities.items():
+        match = pattern(text).fullmatch(name)
+        if match and ("bid" not in match.groupdict() or int(match["bid"]) in config.extra_layers):
+            return ability
+    return None
 
 
 def _places(row: Row, config: ModelConfig, bids: Iterable[int]) -> Iterator[_Place]:

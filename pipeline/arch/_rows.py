@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from pipeline.arch._base import Row
+from pipeline.arch._base import Blocks, Row
 from pipeline.arch._config import ModelConfig
 from pipeline.arch._steps import Step, interleave_heads, part
 from pipeline.types import Shape
@@ -117,6 +117,33 @@ def interleaved(*rows: Row) -> tuple[Row, ...]:
 def needed(*rows: Row) -> tuple[Row, ...]:
     """Give *rows* as ones that must be there."""
     return tuple(replace(row, optional=False) for row in rows)
+
+
+def gated(source: str, ending: str, width: Callable[[ModelConfig], int]) -> tuple[Row, ...]:
+    """Make the rows of a gated feed-forward network *width* wide; "shexp" as *ending* gives ffn_gate_shexp, ..."""
+    return (
+        Row(f"{source}.gate_proj.weight", f"blk.{{bid}}.ffn_gate_{ending}.weight", shape=lambda c: (width(c), c.width)),
+        Row(f"{source}.up_proj.weight", f"blk.{{bid}}.ffn_up_{ending}.weight", shape=lambda c: (width(c), c.width)),
+        Row(f"{source}.down_proj.weight", f"blk.{{bid}}.ffn_down_{ending}.weight", shape=lambda c: (c.width, width(c))),
+    )
+
+
+def maybe(*rows: Row) -> tuple[Row, ...]:
+    """Give *rows* as ones that may be absent."""
+    return tuple(replace(row, optional=True) for row in rows)
+
+
+def only(blocks: Blocks, *rows: Row) -> tuple[Row, ...]:
+    """Give *rows*, for some blocks alone."""
+    return tuple(replace(row, blocks=blocks) for row in rows)
+
+
+def pair(
+    source: str, target: str, shape: Callable[[ModelConfig], Shape], steps: tuple[Step, ...] = ()
+) -> tuple[Row, ...]:
+    """Make the rows of a weight and its bias; *shape* is the weight's, *steps* are for it alone."""
+    weight = Row(f"{source}.weight", f"{target}.weight", steps, shape=shape)
+    return (weight, *biases(weight))
 
 
 def when(key: str, *rows: Row) -> tuple[Row, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.checkpoint._index import collect
 from pipeline.checkpoint._json import json_type, read_json
+from pipeline.checkpoint._pooling import read_pooling
 from pipeline.errors import FormatError, InputError
 from pipeline.types import FileHead, SourceTensor
 
@@ -48,6 +49,10 @@ class Checkpoint:
         """Return the language model's part of the config: `text_config` where it is nested, else all of it."""
         nested = self.config.get("text_config")
         return nested if isinstance(nested, dict) else self.config
+
+    def pooling(self) -> str | None:
+        """Return how an embedding model pools its vectors: "mean", "cls", "last", or None; see `read_pooling`."""
+        return read_pooling(self.folder)
 
     def licenses(self) -> tuple[str, ...]:
         """Return the texts of the licence files (LICENSE*, COPYING*, NOTICE* ...), in the order of their names.

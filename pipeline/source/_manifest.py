@@ -23,10 +23,11 @@ _MAX_INDEX = 100_000_000
 _NEEDED = (
     CONFIG, "generation_config.json", "tokenizer*.json", "tokenizer*.model", "spiece.model", "sentencepiece*.model",
     "*.tiktoken", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jin*", "chat_template.json", "README.md",
+    "chat_template.jin*", "chat_template.json", "modules.json", "README.md",
     "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
-_TEMPLATES = "additional_chat_templates/*.jinja"
+# And in folders: more templates, and how an embedding model pools.
+_NEEDED_DEEPER = ("additional_chat_templates/*.jinja", "*_Pooling/config.json")
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def choose_files(names: Iterable[str], repo: str) -> list[str]:
             found=", ".join(top[:12]) or "no files",
             hint=_other_format(top),
         )
-    templates = [n for n in names if n.count("/") == 1 and fnmatchcase(n, _TEMPLATES)]
-    return [n for n in top if any(fnmatchcase(n, p) for p in _NEEDED)] + templates + weights
+    deeper = [n for n in names if n.count("/") == 1 and any(fnmatchcase(n, p) for p in _NEEDED_DEEPER)]
+    return [n for n in top if any(fnmatchcase(n, p) for p in _NEEDED)] + deeper + weights
 
 
 def _choose_weights(top: list[str]) -> list[str]:

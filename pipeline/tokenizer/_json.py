@@ -43,13 +43,13 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
         raise FormatError("file is not UTF-8", where=path, found=f"byte {error.start}: {error.reason}") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file whose top level is an object.
+def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read a JSON file of at most *limit* bytes, whose top level is an object.
 
     Raises:
         FormatError: if it is not JSON, names a key twice, nests deeper than MAX_DEPTH, or holds no object.
     """
-    text = read_text(path, MAX_JSON_BYTES)
+    text = read_text(path, limit)
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

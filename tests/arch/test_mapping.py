@@ -157,7 +157,8 @@ def test_head_follows_the_tie(name: str) -> None:
     arch = archs.match(config)
     if not any(row.source == archs.HEAD for row in arch.rows):
         return
-    head = replace(next(t for k, t in tensors.items() if "embed" in k), name=archs.HEAD)
+    embeddings = {p for row in arch.rows if row.target == "token_embd.weight" for p in row.patterns}
+    head = replace(next(t for k, t in tensors.items() if k in embeddings), name=archs.HEAD)
     without = {k: v for k, v in tensors.items() if k != archs.HEAD}
     allowed = arch.expect.get("tie_word_embeddings", (True, False))
     if True in allowed:

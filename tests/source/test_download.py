@@ -87,7 +87,7 @@ def test_cuts_without_progress_end(
 
 
 def test_server_restart(repo: Any, hub: Any, server: Any, files: dict[str, bytes], fetch: Any, pauses: Any) -> None:
-    """A server that goes down in the middle and comes up two tries later costs no byte."""
+    """A server that goes down in the middle and comes up two tries later costs what was on its way, no more."""
     held = hub.hold(WEIGHTS, 2_000_000)
 
     def at_pause() -> None:
@@ -101,7 +101,8 @@ def test_server_restart(repo: Any, hub: Any, server: Any, files: dict[str, bytes
         held.released.set()
     assert _weights(result()) == files[WEIGHTS]
     assert len(pauses) == 3
-    assert hub.sent[WEIGHTS] <= len(files[WEIGHTS]) + 65_536
+    # What the sockets held when it went down is lost; from the beginning again would be two million bytes more.
+    assert hub.sent[WEIGHTS] <= len(files[WEIGHTS]) + 1_000_000
 
 
 def test_server_that_stands_still(
