@@ -24,7 +24,7 @@ from pipeline.tokenizer import read_tokenizer
 
 QUIET = Reporter(quiet=True)
 KINDS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "c_attn", "c_fc")
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +43,23 @@ def _weights(folder: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-@pytest.fixture(scope="module", params=["demo", "llama3"])
+@pytest.fixture(scope="module", params=["demo", "llama3", "gpt2"])
 def merged(request: pytest.FixtureRequest, adapters: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A model, an adapter for it, and the checkpoint that merging by hand gives, in a folder of the same name."""
     root = Path(__file__).parent.parent.parent
-    base = root / "models" / "demo" if request.param == "demo" else root / "tests" / "fixtures" / "arch" / "llama3"
+    base = root / "models" / "demo" if request.param == "demo" else root / "tests" / "fixtures" / "arch" / request.param
     folder = tmp_path_factory.mktemp(request.param)
     rng = np.random.default_rng(3)
     weights, tensors = _weights(base), {}
+    is_turned = request.param == "gpt2"  # its matrices are stored (in, out)
     for name in [name for name in weights if name.endswith(tuple(f"{t}.weight" for t in TARGETS))]:
-        n_out, n_in = weights[name].shape
+        n_out, n_in = weights[name].T.shape if is_turned else weights[name].shape
         a = rng.normal(size=(3, n_in)).astype(np.float32)
         b = (0.01 * rng.normal(size=(n_out, 3))).astype(np.float32)
         module = name.removesuffix(".weight")
         tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
-        weights[name] = adapters.merge(weights[name], b, a, 6 / 3)
-    adapter = adapters.save_adapter(folder / "tuned", tensors, r=3, lora_alpha=6)
+        weights[name] = adapters.merge(weights[name], *((a.T, b.T) if is_turned else (b, a)), 6 / 3)
+    adapter = adapters.save_adapter(folder / "tuned", tensors, r=3, lora_alpha=6, fan_in_fan_out=is_turned)
     by_hand = folder / f"{base.name}-tuned"
     shutil.copytree(base, by_hand, ignore=shutil.ignore_patterns("*.safetensors", "qa.jsonl", "*.npz"))
     adapters.save_safetensors(by_hand / "model.safetensors", weights)
