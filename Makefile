@@ -67,7 +67,7 @@ fix: .venv/.dev  ## format, and mend what ruff can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: .venv/.dev  ## measure speed and memory
+bench: .venv/.dev llama  ## measure speed and memory
 	@$(BIN)/python -m bench $(ARGS)
 
 smoke-hub: setup  ## pull and publish a real model from the real Hub (270 MB; needs internet, not part of the tests)

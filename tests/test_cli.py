@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -211,7 +212,12 @@ def test_nan_weights_are_refused_by_name(run: Run, demo: Path, tmp_path: Path) -
         (("publish", "demo", "--quant", "Q9_X"), 2, "unknown quantization Q9_X"),
         (("publish", "demo", "--to", "moon"), 2, "no such publish target"),
         (("publish", "./nowhere"), 3, "nowhere"),
+        (("publish", "demo", "--name", "A/B/C/D"), 2, "two parts at most"),
+        (("publish", "demo", "--name", "Me/Demo", "--dry-run"), 2, "try --name me/demo"),
         (("run", "never-published", "hi"), 2, "gguf-pipeline list"),
+        (("run", "nowhere.gguf", "hi"), 3, "no such file"),
+        (("run", "./nowhere", "hi"), 3, "no such file"),
+        (("run", "./tests", "hi"), 3, "not a regular file"),
         (("rm", "never-published"), 2, "no such model"),
         (("convert", "demo", "-o", "/no/such/folder/x.gguf"), 2, "does not exist"),
     ],
@@ -221,6 +227,60 @@ def test_wrong_usage_says_what_to_do(arguments: tuple[str, ...], code: int, text
     done = run(*arguments)
     assert done.exit_code == code, done.output
     assert text in done.stderr
+
+
+def test_running_what_is_no_gguf_is_an_input_error(run: Run, tmp_path: Path) -> None:
+    """A file that is no GGUF is named, with what is wrong, before any llama.cpp sees it; a broken blob too."""
+    garbage = tmp_path / "garbage.gguf"
+    garbage.write_bytes(b"not a model at all" * 100)
+    done = run("run", garbage, "hi")
+    assert done.exit_code == 3
+    assert done.stderr.startswith(f"error: {garbage}, byte 0: not a GGUF file")
+    assert run("publish", "demo", "--proof", "none").exit_code == 0
+    blob = max((tmp_path / "registry" / "blobs").iterdir(), key=lambda path: path.stat().st_size)
+    blob.write_bytes(b"garbage")
+    done = run("run", "demo:Q4_K_M", "hi")
+    assert done.exit_code == 3
+    assert str(blob) in done.stderr
+
+
+def test_list_of_a_store_that_is_a_file(run: Run, tmp_path: Path) -> None:
+    """A wrong path is an error that names it, not an empty store."""
+    (tmp_path / "registry").write_bytes(b"")
+    done = run("list")
+    assert done.exit_code == 4
+    assert str(tmp_path / "registry") in done.stderr
+    assert "nothing is published" not in done.stderr
+
+
+def test_list_warns_of_what_names_no_model(run: Run, tmp_path: Path) -> None:
+    """A broken manifest is a warning on stderr, beside the models that are listed."""
+    assert run("publish", "demo", "--proof", "none").exit_code == 0
+    broken = tmp_path / "registry/manifests/localhost:11500/library/demo/broken"
+    broken.write_bytes(b"{")
+    done = run("list", "--json")
+    assert len(json.loads(done.stdout)) == 2
+    assert f"warning: {broken} names no model: " in done.stderr
+
+
+def test_gc_removes_what_nobody_uses(run: Run, tmp_path: Path) -> None:
+    """`gc` takes old blobs and temporaries that no model needs; --dry-run only names them."""
+    assert run("publish", "demo", "--proof", "none").exit_code == 0
+    blobs = tmp_path / "registry" / "blobs"
+    left = [blobs / "sha256-pkg-x", blobs / ("sha256-" + "0" * 64)]
+    for path in left:
+        path.write_bytes(b"12345")
+        os.utime(path, (1e9, 1e9))
+    before = set(blobs.iterdir())
+    text = run("gc", "--dry-run").stdout
+    assert "would remove 2 files, 10 B" in text
+    assert all(str(path) in text for path in left)
+    assert set(blobs.iterdir()) == before
+    found = json.loads(run("gc", "--json").stdout)
+    assert (found["size"], found["removed"]) == (10, True)
+    assert {file["path"] for file in found["files"]} == {str(path) for path in left}
+    assert set(blobs.iterdir()) == before - set(left)
+    assert "removed 0 files" in run("gc").stdout
 
 
 def test_quantizing_twice_is_refused(run: Run, tmp_path: Path) -> None:

@@ -83,8 +83,11 @@ def publish(
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
+    from pipeline import publish as publishing
     from pipeline.commands import _show
 
+    if name is not None:
+        publishing.require_name(name)
     job = flow.Job(
         model, recipes(quant), target, name, proof, threads, with_template, templates,
         _overrides(system, num_ctx, parameters), requantize, adapter,

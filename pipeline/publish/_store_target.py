@@ -38,7 +38,11 @@ class StoreTarget:
 
     @contextmanager
     def staging(self, sizes: Sequence[int]) -> Iterator[list[Path]]:
-        """Give one empty file for each coming GGUF, in the store's own blobs folder."""
+        """Give one empty file for each coming GGUF, in the store's own blobs folder.
+
+        What a killed publication left there is removed first: it may be as large as what is coming.
+        """
+        self.store.sweep()
         with ExitStack() as stack:
             yield [stack.enter_context(self.store.blob_writer()) for _ in sizes]
 

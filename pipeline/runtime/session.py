@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from pipeline.runtime.prebuilt import prebuilt_command, prebuilt_version
 
 DEFAULT_CONTEXT = 4096
 
+_BOUND = Path(__file__).with_name("_bound.py")
 _STOP_SECONDS = 10.0
 # For a start with hundreds of gigabytes from a slow disk; for the whole of an answer, or between two pieces of one.
 _PATIENCE_SECONDS = 1800.0
@@ -235,7 +237,7 @@ def _running(command: list[str], key: str, gguf: Path, patience: float) -> Itera
     with tempfile.TemporaryFile() as log:
         # A session of its own: Ctrl-C is for the person's answer, not for the server.
         child = subprocess.Popen(
-            command,
+            _bound_to_us(command),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -246,6 +248,13 @@ def _running(command: list[str], key: str, gguf: Path, patience: float) -> Itera
             yield _wait_until_ready(child, log.fileno(), gguf, patience)
         finally:
             _end(child)
+
+
+def _bound_to_us(command: list[str]) -> list[str]:
+    """Let *command* end with this process even if that is killed, where the system can (Linux)."""
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-I", "-S", str(_BOUND), str(os.getpid()), *command]
 
 
 def _wait_until_ready(child: subprocess.Popen[bytes], log: int, gguf: Path, patience: float) -> str:
@@ -278,10 +287,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     """End the server: politely, then not."""
     if child.stdin is not None:
         child.stdin.close()
-    child.terminate()
     try:
-        child.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_STOP_SECONDS)
+    finally:  # a second ctrl-C included
         child.kill()
         child.wait()
 
