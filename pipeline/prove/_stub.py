@@ -56,6 +56,6 @@ def _tensors(n_tokens: int) -> tuple[PlannedTensor, ...]:
     for name, shape in shapes.items():
         kind = "F16" if len(shape) == 2 else "F32"
         n_bytes = tensor_bytes(kind, shape)
-        made.append(PlannedTensor(name, shape, kind, n_bytes, offset, data=b""))
+        made.append(PlannedTensor(name, shape, kind, n_bytes, offset))
         offset = padded(offset + n_bytes, 32)
     return tuple(made)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UnsupportedError
-from pipeline.tokenizer._json import read_optional
+from pipeline.strict_json import read_optional
 from pipeline.tokenizer.ranks import QWEN_DEFAULTS, TEKKEN_DEFAULTS, read_tekken, read_tiktoken
 from pipeline.tokenizer.sentencepiece_model import SentencePieceModel, read_model
 from pipeline.tokenizer.tokenizer_json import SENTENCEPIECE, UNIGRAM, TokenizerJson, read_tokenizer_json
