@@ -36,6 +36,7 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # LLAMA_FTYPE_ALL_F32, _MOSTLY_F
 # Matrices that llama.cpp's graphs want in float32, beside all vectors and norms.
 _ALWAYS_F32 = (
     ".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".ssm_conv1d.weight", ".shortconv.conv.weight",
+    ".attn_rel_b.weight",
 )  # fmt: skip
 _ALWAYS_F32_NAMES = ("position_embd.weight", "token_types.weight")
 

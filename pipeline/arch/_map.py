@@ -6,7 +6,7 @@ Each source fits the rows of exactly one pattern, or an explicit drop; each row 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.arch._base import Arch, Row, pattern
@@ -89,9 +89,9 @@ def _ability(arch: Arch, config: ModelConfig, name: str) -> str | None:
     return None
 
 
-def _places(row: Row, config: ModelConfig, bids: Iterable[int]) -> Iterator[_Place]:
+def _places(row: Row, config: ModelConfig, bids: Sequence[int]) -> Iterator[_Place]:
     for name in row.patterns:
-        for bid in bids if "{bid}" in name else (0,):
+        for bid in bids if "{bid}" in name else [0] * bool(bids):
             for xid in range(config.n_experts) if "{xid}" in name else (0,):
                 yield name, bid, xid
 
@@ -145,8 +145,9 @@ def _one_of(
     return _output(arch, given[0][0], bid, [found[p] for p in given[0][1]], config) if given else None
 
 
-def _blocks(row: Row, config: ModelConfig) -> Iterable[int]:
-    return row.blocks(config) if any("{bid}" in name for name in row.patterns) else (0,)
+def _blocks(row: Row, config: ModelConfig) -> Sequence[int]:
+    bids = row.blocks(config)
+    return bids if any("{bid}" in name for name in row.patterns) else [0] * bool(bids)
 
 
 def _output(arch: Arch, row: Row, bid: int, sources: list[SourceTensor], config: ModelConfig) -> Mapped:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipeline.arch._base import Blocks, Row
@@ -149,7 +149,7 @@ def pair(
 def when(key: str, *rows: Row) -> tuple[Row, ...]:
     """Give *rows* as ones that a checkpoint has if config.json's *key* is true, and only then."""
 
-    def blocks(config: ModelConfig) -> Iterable[int]:
+    def blocks(config: ModelConfig) -> Sequence[int]:
         return range(config.n_layers) if config.get(bool, key) else ()
 
     return tuple(replace(row, optional=False, blocks=blocks) for row in rows)

@@ -151,6 +151,19 @@ def _minus_exp(values: Floats) -> None:
     np.copyto(values, -np.exp(values.astype(np.float64)), casting="same_kind")
 
 
+def times(factor: Callable[[ModelConfig], float]) -> Step:
+    """Make a step that multiplies every weight by a float32."""
+    return lambda config, view: Computed(view, _Times(factor(config)))
+
+
+@dataclass(frozen=True)
+class _Times:
+    factor: float
+
+    def __call__(self, values: Floats) -> None:
+        values *= np.float32(self.factor)
+
+
 def plus_one(_config: ModelConfig, view: View) -> View:
     """Add one to the weights of a norm that multiplies by (1 + weight); llama.cpp multiplies by the weight."""
     return Computed(view, _add_one)
