@@ -32,6 +32,7 @@ _NOT_FINITE: dict[str, tuple[Any, int, int]] = {
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
     "F16": (np.uint16, 0x7FFF, 0x7C00),
     "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
+    "MXFP4": (np.uint8, 0xFF, 0xFF),  # the scale of a block, its first byte
 }
 
 Progress = Callable[[int, int], None]
@@ -185,7 +186,9 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[n
 def _check_finite(raw: np.ndarray, view: View, tensor: PlannedTensor, first_row: int) -> None:
     """Refuse NaN and Inf by their exponent bits, before decoding."""
     unsigned, mask, limit = _NOT_FINITE[view.dtype]
-    bits = raw.view(unsigned)
+    kind = quant.get(view.dtype)
+    is_packed = kind.block_size > 1
+    bits = raw.reshape(len(raw), -1, kind.type_size)[..., 0] if is_packed else raw.view(unsigned)
     magnitude = bits & unsigned(mask)
     if int(magnitude.max(initial=0)) >= limit:
         row, column = (int(i) for i in np.argwhere(magnitude >= limit)[0])
@@ -193,7 +196,7 @@ def _check_finite(raw: np.ndarray, view: View, tensor: PlannedTensor, first_row:
             "a weight is NaN or Inf",
             where=", ".join(f"{s.path.name}, tensor {s.name}" for s in view.sources[:1]) or tensor.name,
             expected="finite weights",
-            found=f"bits {int(bits[row, column]):#x} in row {first_row + row}, column {column} of {tensor.name}",
+            found=f"bits {int(bits[row, column]):#x} in row {first_row + row}, column {column * kind.block_size} of {tensor.name}",
             hint="the checkpoint is damaged or its training diverged; download it again or take another one",
         )
 

@@ -31,7 +31,8 @@ BYTE_VERSION = 1
 AUTO = "auto"
 
 _PRECISIONS = ("F32", "F16", "BF16")
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # LLAMA_FTYPE_ALL_F32, _MOSTLY_F16, _MOSTLY_BF16
+_KEPT = ("MXFP4",)  # packed by the model's makers; every recipe keeps it as it is
+_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # ALL_F32, MOSTLY_F16, _BF16, _MXFP4_MOE of llama_ftype
 
 # Matrices that llama.cpp's graphs want in float32, beside all vectors and norms.
 _ALWAYS_F32 = (
@@ -80,7 +81,7 @@ class Blueprint:
     @property
     def precision(self) -> str:
         """The type most weights have: the file type that "auto" stands for."""
-        totals = dict.fromkeys(_PRECISIONS, 0)
+        totals = dict.fromkeys((*_PRECISIONS, *_KEPT), 0)
         for draft in self.drafts:
             if len(draft.shape) > 1:
                 totals[draft.type] += draft.n_elements
@@ -129,7 +130,7 @@ def from_gguf(file: gguf.GgufFile) -> Blueprint:
             hint="join the parts with llama.cpp's llama-gguf-split --merge, then run this again",
         )
     for tensor in file.tensors:
-        if tensor.type not in _PRECISIONS:
+        if tensor.type not in (*_PRECISIONS, *_KEPT):
             raise UnsupportedError(
                 f"tensor {tensor.name} is quantized already",
                 where=file.path,
@@ -201,6 +202,8 @@ def _own_type(name: str, view: View) -> str:
     where = f"{view.sources[0].path.name}, tensor {view.sources[0].name}"
     if 0 in view.shape:
         raise FormatError("a tensor is empty", where=where, expected="at least one weight", found=view.shape)
+    if view.dtype in _KEPT:
+        return view.dtype
     if view.dtype not in _PRECISIONS:
         raise UnsupportedError(
             "a tensor has a type that cannot be converted yet",
@@ -280,8 +283,8 @@ def size_label(n_parameters: int) -> str:
 
 def _size_label(drafts: Sequence[Draft]) -> str:
     """Label a model; one with experts by their number and the weights of the rest with one of them ("8x7.2B")."""
-    of_experts = [d for d in drafts if "_exps." in d.name]
-    shared = sum(d.n_elements for d in drafts if "_exps." not in d.name)
+    of_experts = [d for d in drafts if "_exps." in d.name and len(d.shape) > 2]  # the official label leaves out biases
+    shared = sum(d.n_elements for d in drafts if d not in of_experts)
     if not of_experts:
         return size_label(shared)
     each = sum(d.n_elements // d.shape[0] for d in of_experts)

@@ -74,7 +74,7 @@ def match(config: Mapping[str, Any]) -> Arch:
             hint=f"the closest is {close[0]}" if close else "see `gguf-pipeline models --architectures`",
         )
     _check(arch, arch.config(config))
-    _check_precision(config)
+    _check_precision(arch, config)
     return arch
 
 
@@ -92,12 +92,13 @@ def _check(arch: Arch, config: ModelConfig) -> None:
     check_rope(config, arch.name, arch.ropes)
 
 
-def _check_precision(config: Mapping[str, Any]) -> None:
-    if config.get("quantization_config"):
+def _check_precision(arch: Arch, config: Mapping[str, Any]) -> None:
+    packing = config.get("quantization_config")
+    if packing and not (isinstance(packing, dict) and packing.get("quant_method") in arch.packed):
         raise UnsupportedError(
             "the weights are packed by another quantizer",
             where='config.json, key "quantization_config"',
             expected="BF16, F16 or F32 weights",
-            found=str(config["quantization_config"])[:80],
+            found=str(packing)[:80],
             hint="take the original checkpoint that this one was made from",
         )

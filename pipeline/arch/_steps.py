@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError
 from pipeline.types import Shape, View
-from pipeline.views import Computed, Floats, Folded, Joined, RowNumbers, Rows, Shaped, Transposed
+from pipeline.views import Computed, Floats, Folded, Joined, Mxfp4, RowNumbers, Rows, Shaped, Transposed
 
 Step = Callable[[ModelConfig, View], View]
 Sizes = Callable[[ModelConfig], tuple[int, ...]]
@@ -110,6 +110,15 @@ def per_head(config: ModelConfig, view: View) -> View:
     """Split the rows of a matrix by query heads into a matrix for each."""
     n_rows, n_cols = view.shape
     return Shaped(view, (config.n_heads, n_rows // config.n_heads, n_cols))
+
+
+def mxfp4(_config: ModelConfig, views: Sequence[View]) -> View:
+    """Merge the blocks of a tensor, (..., blocks in a row, 16), and their scales, (..., blocks in a row)."""
+    (blocks,), (scales,) = views[0].sources, views[1].sources
+    if len(blocks.shape) < 3 or blocks.shape[-1] != 16:
+        raise FormatError("blocks do not have 16 bytes", expected="(..., 16)", found=blocks.shape)
+    *outer, n_blocks, n_bytes = blocks.shape
+    return Mxfp4(replace(blocks, shape=(*outer, n_blocks * n_bytes)), scales)
 
 
 def transpose(_config: ModelConfig, view: View) -> View:

@@ -24,7 +24,11 @@ MAX_KL, MAX_KL_OF_GELU = 1e-9, 1e-6
 MIN_COSINE = 0.99999  # of the hidden states of an encoder
 
 # Fixtures of which the engine computes something else on purpose.
-KNOWN_KL = {"falcon_mamba": 2e-9}  # one epsilon for all norms
+KNOWN_KL = {
+    "falcon_mamba": 2e-9,  # one epsilon for all norms
+    "gpt_oss": 5e-5,  # activations beside MXFP4 weights are rounded to Q8_0; gpt_oss_bf16 has the same weights
+}
+MIN_AGREEMENT = {"gpt_oss": 0.95}  # of the most likely tokens
 
 # The official file lacks the factor before a tied head, without which all probabilities are wrong.
 ADDED_TENSORS = {"t5_v10": {"output.weight"}}
@@ -54,6 +58,7 @@ BY_NUMBER = {
 WORDPIECE = {name: {"tokenizer.ggml.pre"} for name in ("bert", "distilbert", "nomic_bert")}
 UNIGRAM = {name: {"tokenizer.ggml.precompiled_charsmap"} for name in ("t5", "t5_v10", "xlm_roberta")}
 OTHER_KEYS = {**BY_NUMBER, **WORDPIECE, **UNIGRAM}
+OTHER_KEYS["gpt_oss"] = {"general.file_type"}  # the official converter writes MXFP4_MOE for every precision
 OTHER_KEYS["t5_v10"] |= {"general.size_label"}  # with the added tensor
 
 
@@ -145,7 +150,8 @@ def test_logits_equal_the_reference(name: str, converted: Converted, libllama: A
     else:
         got = libllama.logits(converted[name].path, expected["input_ids"])
     assert reference.mean_kl(expected["logits"], got) < _max_kl(name)
-    assert (expected["logits"].argmax(-1) == got.argmax(-1)).all()
+    agreement = (expected["logits"].argmax(-1) == got.argmax(-1)).mean()
+    assert agreement >= MIN_AGREEMENT.get(name, 1)
 
 
 def _as_ggml(shape: list[int]) -> tuple[int, ...]:
