@@ -192,11 +192,12 @@ def _check_finite(raw: np.ndarray, view: View, tensor: PlannedTensor, first_row:
     magnitude = bits & unsigned(mask)
     if int(magnitude.max(initial=0)) >= limit:
         row, column = (int(i) for i in np.argwhere(magnitude >= limit)[0])
+        place = f"row {first_row + row}, column {column * kind.block_size} of {tensor.name}"
         raise FormatError(
             "a weight is NaN or Inf",
             where=", ".join(f"{s.path.name}, tensor {s.name}" for s in view.sources[:1]) or tensor.name,
             expected="finite weights",
-            found=f"bits {int(bits[row, column]):#x} in row {first_row + row}, column {column * kind.block_size} of {tensor.name}",
+            found=f"bits {int(bits[row, column]):#x} in {place}",
             hint="the checkpoint is damaged or its training diverged; download it again or take another one",
         )
 
