@@ -293,7 +293,7 @@ def _size_label(drafts: Sequence[Draft]) -> str:
 
 
 def _dropped(mapped: archs.MappedTensors) -> list[str]:
-    heads = [name for name in mapped.dropped if name == archs.HEAD]
+    heads = [name for name in mapped.dropped if name in archs.HEADS]
     lost = [
         f"{ability} left out: a GGUF of the language model has no place for these {count} tensors"
         for ability, count in mapped.lost.items()

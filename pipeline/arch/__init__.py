@@ -10,12 +10,13 @@ from typing import Any
 from pipeline import discover
 from pipeline.arch._base import Arch, Key, Literal, Row, pattern
 from pipeline.arch._config import ModelConfig
-from pipeline.arch._map import HEAD, Mapped, MappedTensors, map_tensors
+from pipeline.arch._map import HEAD, HEADS, Mapped, MappedTensors, map_tensors
 from pipeline.arch._rope import check_rope
 from pipeline.errors import FormatError, PipelineError, UnsupportedError
 
 __all__ = [
     "HEAD",
+    "HEADS",
     "Arch",
     "Key",
     "Literal",

@@ -16,6 +16,7 @@ from pipeline.types import SourceTensor, View
 from pipeline.views import Stored
 
 HEAD = "lm_head.weight"
+HEADS = (HEAD, "embed_out.weight")
 
 # Where a source belongs: its pattern, its block, its expert (0 where there is none).
 _Place = tuple[str, int, int]
@@ -107,7 +108,7 @@ def _place_of(patterns: list[str], name: str) -> _Place | None:
 
 def _is_dropped(arch: Arch, config: ModelConfig, name: str) -> bool:
     # A head that is tied is the embedding matrix again: transformers does not read it either.
-    return (name == HEAD and config.is_tied) or any(pattern(p).fullmatch(name) for p in arch.drop)
+    return (name in HEADS and config.is_tied) or any(pattern(p).fullmatch(name) for p in arch.drop)
 
 
 def _outputs(
@@ -132,7 +133,7 @@ def _one_of(
         wanted = list(_places(row, config, (bid,)))
         missing = [place for place in wanted if place not in found]
         # A head that is neither tied nor there would make a model that cannot answer.
-        is_required = not config.is_tied if row.source == HEAD else not row.optional
+        is_required = not config.is_tied if row.source in HEADS else not row.optional
         n_found = len(wanted) - len(missing)
         if wanted and not missing:
             given.append((row, wanted))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pipeline.arch._base import Blocks, Row
 from pipeline.arch._config import ModelConfig
-from pipeline.arch._steps import Step, interleave_heads, part
+from pipeline.arch._steps import Step, interleave_heads, part, ungroup
 from pipeline.types import Shape
 
 
@@ -125,6 +125,15 @@ def gated(source: str, ending: str, width: Callable[[ModelConfig], int]) -> tupl
         Row(f"{source}.gate_proj.weight", f"blk.{{bid}}.ffn_gate_{ending}.weight", shape=lambda c: (width(c), c.width)),
         Row(f"{source}.up_proj.weight", f"blk.{{bid}}.ffn_up_{ending}.weight", shape=lambda c: (width(c), c.width)),
         Row(f"{source}.down_proj.weight", f"blk.{{bid}}.ffn_down_{ending}.weight", shape=lambda c: (c.width, width(c))),
+    )
+
+
+def qkv_by_head(source: str) -> tuple[Row, ...]:
+    """Make the rows of queries, keys and values that are fused head by head, with a bias."""
+    steps = (ungroup(lambda config: (config.head_dim,) * 3),)
+    return (
+        Row(f"{source}.weight", "blk.{bid}.attn_qkv.weight", steps, shape=lambda c: (3 * c.width, c.width)),
+        Row(f"{source}.bias", "blk.{bid}.attn_qkv.bias", steps, shape=lambda c: (3 * c.width,)),
     )
 
 

@@ -25,6 +25,8 @@ MIN_COSINE = 0.99999  # of the hidden states of an encoder
 
 # Fixtures of which the engine computes something else on purpose.
 KNOWN_KL = {
+    "bloom": MAX_KL_OF_GELU,  # these two have it without saying so in config.json
+    "mpt": MAX_KL_OF_GELU,
     "falcon_mamba": 2e-9,  # one epsilon for all norms
     "gpt_oss": 5e-5,  # activations beside MXFP4 weights are rounded to Q8_0; gpt_oss_bf16 has the same weights
 }
@@ -38,6 +40,7 @@ ROUNDED = (".ssm_a",)
 
 # Keys of the official converter that we leave out or add, each with the reason.
 OURS_ONLY = {
+    "general.file_type": "the converters of MPT and GPT-NeoX do not write it",
     "gguf_pipeline.byte_version": "tells which bytes this version writes",
     "tokenizer.ggml.tokens": "compared with official_vocab.json.gz",
     "tokenizer.ggml.scores": "compared with official_vocab.json.gz",
@@ -58,6 +61,7 @@ BY_NUMBER = {
 WORDPIECE = {name: {"tokenizer.ggml.pre"} for name in ("bert", "distilbert", "nomic_bert")}
 UNIGRAM = {name: {"tokenizer.ggml.precompiled_charsmap"} for name in ("t5", "t5_v10", "xlm_roberta")}
 OTHER_KEYS = {**BY_NUMBER, **WORDPIECE, **UNIGRAM}
+OTHER_KEYS["bloom"] = {"bloom.context_length"}  # the official converter takes the width where seq_length is missing
 OTHER_KEYS["gpt_oss"] = {"general.file_type"}  # the official converter writes MXFP4_MOE for every precision
 OTHER_KEYS["t5_v10"] |= {"general.size_label"}  # with the added tensor
 
