@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,17 +182,17 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {name:<28} {ratio:.3f}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=22, help="22 give 1.10 billion weights")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    result = run(arguments.layers, arguments.rounds)
+    given = parser.parse_args(arguments)
+    result = run(given.layers, given.rounds)
     show(result)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2))
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

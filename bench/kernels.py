@@ -3,8 +3,9 @@
     python -m bench.kernels [--rounds N] [--json FILE]
 
 Both quantize the same rows in turn, round after round, so that a change of the machine's speed meets both; the time is
-the thread's on the processor, and the ratio the median of the rounds' ratios, above 1 where we are faster.  Besides normal weights there are rows that send kernels
-on their slow paths: zeros, and one tiny sub-block in each super-block.
+the thread's on the processor, and the ratio the median of the rounds' ratios, above 1 where we are faster.  Besides
+normal weights there are rows that send kernels on their slow paths: zeros of both signs, a zero and a tiny sub-block in
+each super-block.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import importlib.util
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,11 @@ def data_sets(n_rows: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
     normal = (np.random.default_rng(1).standard_normal((n_rows, N_COLS)) * 0.02).astype(np.float32)
     yield "normal", normal
     yield "zeros", np.zeros_like(normal)
-    blocks = normal.reshape(-1, 8, 32).copy()
-    blocks[:, 5] *= np.float32(1e-9)
-    yield "tiny sub-block", blocks.reshape(normal.shape)
+    yield "zeros, one -0", np.where(np.arange(N_COLS) == 7, np.float32(-0.0), np.zeros_like(normal))
+    for factor, name in ((0, "zero sub-block"), (1e-9, "tiny sub-block")):
+        blocks = normal.reshape(-1, 8, 32).copy()
+        blocks[:, 5] *= np.float32(factor)
+        yield name, blocks.reshape(normal.shape)
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -76,13 +79,13 @@ def measure(kind: quant.BlockType, x: NDArray[np.float32], library: Any, rounds:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all types and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11, help="how often each pair is timed (default 11)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("types", nargs="*", help="only these types")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
 
     library = reference()
     figures: list[dict[str, Any]] = []

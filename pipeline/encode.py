@@ -76,7 +76,12 @@ class _Scratch:
 
 
 def encode(
-    outputs: Sequence[Output], reader: TensorReader, *, threads: int = 0, progress: Progress | None = None
+    outputs: Sequence[Output],
+    reader: TensorReader,
+    *,
+    threads: int = 0,
+    progress: Progress | None = None,
+    on_error: Callable[[], None] | None = None,
 ) -> list[Blob]:
     """Write the files of *outputs*, which are plans of one blueprint, and return their digests in the same order.
 
@@ -85,6 +90,7 @@ def encode(
         reader: reads the source tensors.
         threads: worker threads; 0 means one for each core.
         progress: called with the weights done and the weights in all, from the calling thread.
+        on_error: called first when something fails, so that threads which wait for a download wait no longer.
 
     Raises:
         FormatError: if a source is truncated, or holds NaN or Inf, or does not fit the type of an output.
@@ -96,6 +102,8 @@ def encode(
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(GgufWriter(out.path, out.plan)) for out in outputs]
         pool = stack.enter_context(ThreadPoolExecutor(workers, "encode"))
+        if on_error is not None:
+            stack.push(lambda kind, _error, _trace: on_error() if kind else None)
         for tile, parts in _in_order(pool, workers, _tiles(outputs), reader):
             for writer, tensor, part in zip(writers, tile.tensors, parts, strict=True):
                 if tile.first == 0:

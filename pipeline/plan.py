@@ -157,7 +157,8 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
         UnsupportedError: if the recipe is unknown.
     """
     if recipe == AUTO:
-        types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[blueprint.precision]
+        recipe = blueprint.precision
+        types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[recipe]
     else:
         rule = _recipe(recipe)
         facts = [quant.TensorFacts(d.name, d.shape, d.type) for d in blueprint.drafts]
@@ -251,10 +252,12 @@ def _read_number(reader: TensorReader, view: View) -> float:
 
 
 def _general(arch: str, source: Source, size: str) -> list[KV]:
+    """Say what the model is.  Its name is the repository's: a folder's would make other bytes of a renamed copy."""
+    named = [] if source.repository is None else [string("general.name", _title(source.repository.rpartition("/")[2]))]
     made = [
         string("general.architecture", arch),
         string("general.type", "model"),
-        string("general.name", _title(source.name)),
+        *named,
         string("general.size_label", size),
         u32("gguf_pipeline.byte_version", BYTE_VERSION),
     ]

@@ -160,7 +160,8 @@ class Plan:
 class Source:
     """A model on this machine: *folder* holds the checkpoint.
 
-    *repository* ("org/name") and *commit* are None for a local folder; *name* is what the model is called.
+    *repository* ("org/name") and *commit* are None for a local folder; *name* is what the model is called.  An *alias*
+    may name the chat *family*.
     """
 
     name: str
@@ -169,6 +170,15 @@ class Source:
     revision: str | None = None
     commit: str | None = None
     alias: str | None = None
+    family: str | None = None
+
+
+@dataclass(frozen=True)
+class FileHead:
+    """The beginning of a file that is not on this machine yet: *data* from its first byte on, *size* of the whole."""
+
+    data: bytes
+    size: int
 
 
 @dataclass(frozen=True)

@@ -110,22 +110,28 @@ class RowIndex(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of *view* in another order or selection, as *index* says; of a vector, its elements."""
+class _Over:
+    """A view over one other: its type and its sources are what lies underneath."""
 
     view: View
-    shape: Shape
-    index: RowIndex
 
     @property
     def dtype(self) -> str:
-        """The type underneath: rows move as they are."""
+        """The type underneath: values move as they are."""
         return self.view.dtype
 
     @property
     def sources(self) -> tuple[SourceTensor, ...]:
         """What lies underneath."""
         return self.view.sources
+
+
+@dataclass(frozen=True)
+class Rows(_Over):
+    """Rows of *view* in another order or selection, as *index* says; of a vector, its elements."""
+
+    shape: Shape
+    index: RowIndex
 
     def read(self, reader: RowReader, rows: RowNumbers, columns: slice, out: Tile) -> None:
         """Read the rows from where they are; see `View.read`."""
@@ -195,26 +201,14 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Transposed:
+class Transposed(_Over):
     """The last two dimensions of *view* swapped; read in bands of columns."""
-
-    view: View
 
     @property
     def shape(self) -> Shape:
         """The swapped shape."""
         *outer, n_rows, n_cols = self.view.shape
         return (*outer, n_cols, n_rows)
-
-    @property
-    def dtype(self) -> str:
-        """The type underneath."""
-        return self.view.dtype
-
-    @property
-    def sources(self) -> tuple[SourceTensor, ...]:
-        """What lies underneath."""
-        return self.view.sources
 
     def read(self, reader: RowReader, rows: RowNumbers, columns: slice, out: Tile) -> None:
         """Read a band of the source's columns, matrix by matrix; see `View.read`."""
@@ -232,26 +226,15 @@ class Transposed:
 
 
 @dataclass(frozen=True)
-class Shaped:
+class Shaped(_Over):
     """*view* seen in another shape with rows of the same length: outer dimensions merged, split or dropped."""
 
-    view: View
     shape: Shape
 
     def __post_init__(self) -> None:
         same = self.shape[-1] == self.view.shape[-1] and count_rows(self.shape) == count_rows(self.view.shape)
         if not same:
             raise FormatError("a tensor has another shape than expected", expected=self.shape, found=self.view.shape)
-
-    @property
-    def dtype(self) -> str:
-        """The type underneath."""
-        return self.view.dtype
-
-    @property
-    def sources(self) -> tuple[SourceTensor, ...]:
-        """What lies underneath."""
-        return self.view.sources
 
     def read(self, reader: RowReader, rows: RowNumbers, columns: slice, out: Tile) -> None:
         """Read the same rows; see `View.read`."""
@@ -303,25 +286,14 @@ class Mxfp4:
 
 
 @dataclass(frozen=True)
-class Folded:
+class Folded(_Over):
     """A vector seen as a matrix, row after row; small, so it is read whole."""
 
-    view: View
     shape: Shape
 
     def __post_init__(self) -> None:
         if len(self.view.shape) != 1 or count_rows(self.shape) * self.shape[-1] != self.view.shape[0]:
             raise FormatError("a vector has another length than expected", expected=self.shape, found=self.view.shape)
-
-    @property
-    def dtype(self) -> str:
-        """The type underneath."""
-        return self.view.dtype
-
-    @property
-    def sources(self) -> tuple[SourceTensor, ...]:
-        """What lies underneath."""
-        return self.view.sources
 
     def read(self, reader: RowReader, rows: RowNumbers, columns: slice, out: Tile) -> None:
         """Read the vector and pick; see `View.read`."""
@@ -332,12 +304,10 @@ class Folded:
 
 
 @dataclass(frozen=True)
-class Computed:
+class Computed(_Over):
     """Float32 values of *view*, changed element by element by *function*, which works in place on (n_rows, n_cols)."""
 
-    view: View
     function: Callable[[Floats], None]
-    dtype: str = "F32"
 
     @property
     def shape(self) -> Shape:
@@ -345,9 +315,9 @@ class Computed:
         return self.view.shape
 
     @property
-    def sources(self) -> tuple[SourceTensor, ...]:
-        """What lies underneath."""
-        return self.view.sources
+    def dtype(self) -> str:
+        """Computed values are float32."""
+        return "F32"
 
     def read(self, reader: RowReader, rows: RowNumbers, columns: slice, out: Tile) -> None:
         """Read, decode and compute; see `View.read`."""

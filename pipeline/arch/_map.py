@@ -161,6 +161,8 @@ def _output(arch: Arch, row: Row, bid: int, sources: list[SourceTensor], config:
         if row.shape and view.shape != (expected := row.shape(config)):
             raise FormatError("a tensor has another shape than config.json says", expected=expected, found=view.shape)
     except FormatError as exc:
+        if exc.where is not None:  # config.json's own fault, and it names the key
+            raise
         raise FormatError(
             exc.what,
             where=f"{sources[0].path.name}, tensor {sources[0].name}",

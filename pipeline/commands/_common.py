@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -18,7 +21,7 @@ threads_option = click.option(
     "--threads", type=click.IntRange(0), default=0, metavar="N", help="Worker threads; 0 means one for each core."
 )
 quant_option = click.option(
-    "--quant", default="Q4_K_M", show_default=True, metavar="Q[,Q]", help="Quantizations; the first is also 'latest'."
+    "--quant", metavar="Q[,Q]", help="Quantizations, the first is also 'latest'; default: the alias's own, else Q4_K_M."
 )
 
 
@@ -29,9 +32,29 @@ def reporter(*, quiet: bool = False) -> Reporter:
     return Reporter(quiet=quiet)
 
 
+def pasteable(command: str) -> str:
+    """Write a command of ours so that it works where this one did: by its path, if it is not the one on PATH."""
+    name = "gguf-pipeline"
+    if not command.startswith(f"{name} "):
+        return command
+    own, found = Path(sys.argv[0]), shutil.which(name)
+    if own.name != name or (found is not None and Path(found).resolve() == own.resolve()):
+        return command
+    shown = own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own
+    return f"{shown}{command.removeprefix(name)}"
+
+
 def print_json(value: object) -> None:
     """Print *value* as JSON on stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def recipes_for(model: str, text: str | None) -> tuple[str, ...]:
+    """Give the quantizations that the user named, or the one that suits the model."""
+    from pipeline.source import aliases
+
+    alias = aliases.load().get(model.partition("@")[0])
+    return recipes(text or (alias.quant if alias else "Q4_K_M"))
 
 
 def recipes(text: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._common import size
+from pipeline.commands._common import pasteable, size
 
 if TYPE_CHECKING:
     from pipeline.report import Report
@@ -24,11 +24,11 @@ def report(made: Report) -> None:
             f"[{_MARKS[check.state]}] {check.name}: {check.state}" + (f" ({check.detail})" if check.detail else "")
         )
         if check.command:
-            click.echo(f"     to check it: {check.command}")
+            click.echo(f"     to check it: {pasteable(check.command)}")
     click.echo(f"\nreport: {made.path}")
     click.echo("\nNow paste:\n")
     for command in made.commands:
-        click.echo(f"    {command}")
+        click.echo(f"    {pasteable(command)}")
 
 
 def preview(planned: list[dict[str, Any]]) -> None:

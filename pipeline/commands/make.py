@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._common import F, json_option, print_json, quant_option, recipes, reporter, size, threads_option
+from pipeline.commands._common import (
+    F,
+    json_option,
+    print_json,
+    quant_option,
+    recipes,
+    recipes_for,
+    reporter,
+    size,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
@@ -64,25 +74,29 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 @threads_option
 @json_option
 def publish(
-    model: str, quant: str, target: str, name: str | None, proof: str, dry_run: bool, system: str | None,
+    model: str, quant: str | None, target: str, name: str | None, proof: str, dry_run: bool, system: str | None,
     num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None, threads: int,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
+    from pipeline import publish as publishing
     from pipeline.commands import _show
 
+    if name is not None:
+        publishing.require_name(name)
     job = flow.Job(
-        model, recipes(quant), target, name, proof, threads, with_template, templates,
+        model, recipes_for(model, quant), target, name, proof, threads, with_template, templates,
         _overrides(system, num_ctx, parameters),
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
         from pipeline.preview import describe_plan
 
-        prepared = flow.prepare(job.model, log)
-        name = "/".join(flow.model_name(job, prepared))
-        would = [describe_plan(prepared, q, 4096) | {"name": f"{name}:{q}", "target": target} for q in job.quants]
+        flow.check_job(job)
+        with flow.prepare(job.model, log) as prepared:
+            name = "/".join(flow.model_name(job, prepared))
+            would = [describe_plan(prepared, q, 4096) | {"name": f"{name}:{q}", "target": target} for q in job.quants]
         print_json(would) if as_json else _show.preview(would)
         return
     report = flow.package(job, log)
@@ -96,14 +110,14 @@ def publish(
     "--ctx", type=click.IntRange(1), default=4096, show_default=True, help="Context for the memory figure, in tokens."
 )
 @json_option
-def plan(model: str, quant: str, ctx: int, as_json: bool) -> None:
+def plan(model: str, quant: str | None, ctx: int, as_json: bool) -> None:
     """Show what would be written: every tensor's type, the exact size, the disk and memory needed."""
     from pipeline import flow
     from pipeline.commands import _show
     from pipeline.preview import describe_plan
 
-    prepared = flow.prepare(model, reporter(quiet=as_json))
-    shown = [describe_plan(prepared, name, ctx) for name in recipes(quant)]
+    with flow.prepare(model, reporter(quiet=as_json)) as prepared:
+        shown = [describe_plan(prepared, name, ctx) for name in recipes_for(model, quant)]
     if as_json:
         print_json(shown)
         return
@@ -173,13 +187,19 @@ def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignor
 @click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
 @_modelfile_options
 def modelfile(
-    model: str, quant: str, output: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
-    with_template: bool, templates: Path | None,
-) -> None:  # fmt: skip
+    model: str,
+    quant: str | None,
+    output: Path | None,
+    system: str | None,
+    num_ctx: int | None,
+    parameters: tuple[str, ...],
+    with_template: bool,
+    templates: Path | None,
+) -> None:
     """Print the Modelfile for MODEL, for use with `ollama create`."""
     from pipeline import flow
 
-    names = recipes(quant)
+    names = recipes_for(model, quant)
     job = flow.Job(
         model,
         names,
@@ -196,14 +216,26 @@ def modelfile(
 
 @click.command()
 @click.argument("model")
+@click.option("--revision", metavar="REV", help="A branch, tag or commit; default: the alias's branch, else main.")
+@click.option("--verify", is_flag=True, help="Hash files again that are there already.")
 @json_option
-def pull(model: str, as_json: bool) -> None:
-    """Download MODEL into the Hugging Face cache, only the files that are needed."""
+def pull(model: str, revision: str | None, verify: bool, as_json: bool) -> None:
+    """Download MODEL into the Hugging Face cache, only the files that are needed, and record its commit.
+
+    Other commands take the recorded commit; `pull` asks the Hub again what the branch is now.
+    """
     from pipeline.source import resolve
 
     log = reporter(quiet=as_json)
     with log.bar(f"pulling {model}") as progress:
-        source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
+        source = resolve(
+            model,
+            revision=revision,
+            update=True,
+            rehash=verify,
+            log=log.note,
+            progress=lambda _file, done, total: progress(done, total or 0),
+        )
     if as_json:
         print_json(
             {

@@ -127,7 +127,7 @@ class BlockType(ABC):
         with np.errstate(all="ignore"):
             for start in range(0, len(blocks), self.tile_blocks):
                 stop = start + self.tile_blocks
-                self.quantize_blocks(blocks[start:stop], data[start:stop])
+                self._quantize_tile(blocks[start:stop], data[start:stop])
 
     def dequantize_rows(self, data: U8, out: F32) -> None:
         """Expand *data*, uint8 (n_rows, row_bytes), into *out*, float32 (n_rows, n_cols), both C-contiguous.
@@ -152,6 +152,15 @@ class BlockType(ABC):
     @abstractmethod
     def dequantize_blocks(self, data: U8, out: F32) -> None:
         """Expand *data*, (n, type_size), into *out*, (n, block_size), for n up to `tile_blocks`."""
+
+    def _quantize_tile(self, x: F32, out: U8) -> None:
+        """Quantize one tile; one of positive zeros alone, such as padding, is one block over and over."""
+        is_zero = self.block_size > 1 and not x[0].any() and not x.any() and x.view(np.int32).min() >= 0
+        if not is_zero:
+            self.quantize_blocks(x, out)
+        else:
+            self.quantize_blocks(x[:1], out[:1])
+            out[1:] = out[:1]
 
     def _check(self, values: F32, data: U8) -> None:
         for array, dtype, what in ((values, np.float32, "the values"), (data, np.uint8, "the data")):

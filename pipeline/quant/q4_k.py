@@ -23,9 +23,6 @@ class _Type(BlockType):
 
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Mirror `quantize_row_q4_K_ref`."""
-        if not x.any():  # stops at the first element that is not zero
-            out[:] = 0
-            return
         y = out.view(_BLOCK)[:, 0]
         q = quantize_super_blocks(x, y, _PLAN)
         # Two sub-blocks share 32 bytes: the even one in the low halves, the odd one in the high halves.

@@ -24,9 +24,6 @@ class _Type(BlockType):
 
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Mirror `quantize_row_q5_K_ref`."""
-        if not x.any():  # stops at the first element that is not zero
-            out[:] = 0
-            return
         y = out.view(_BLOCK)[:, 0]
         q = quantize_super_blocks(x, y, _PLAN)
         # Byte i of qh holds the fifth bit of element i of each sub-block, bit j that of sub-block j.

@@ -32,9 +32,6 @@ class _Type(BlockType):
 
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Mirror `quantize_row_q6_K_ref`."""
-        if not x.any():  # stops at the first element that is not zero
-            out[:] = 0
-            return
         n = len(x)
         y = out.view(_BLOCK)[:, 0]
         buf = workspace.get(_Buffers, n)

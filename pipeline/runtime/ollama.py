@@ -11,7 +11,7 @@ from pathlib import Path
 import requests
 
 # The oldest and the newest Ollama that the tests have pulled with, created with and chatted with.
-TRIED = (("0.34.4", "oldest"), ("0.34.4", "newest"))
+TRIED = (("0.32.15", "oldest"), ("0.34.4", "newest"))
 
 _DEFAULT_PORT = 11434
 _SCHEME_PORTS = {"http": 80, "https": 443}

@@ -1,8 +1,7 @@
-"""A silent log, and llama.cpp's own arithmetic."""
+"""llama.cpp's own arithmetic."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -74,30 +73,6 @@ def edited(tmp_path: Path) -> Callable[[str, Change], Path]:
         return folder
 
     return edit
-
-
-class SilentLog:
-    """A flow's log that shows nothing and remembers the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def stage(self, _text: str) -> None:
-        """Say nothing."""
-
-    def note(self, text: str) -> None:
-        """Remember it."""
-        self.notes.append(text)
-
-    def bar(self, _text: str) -> Any:
-        """Show nothing."""
-        return contextlib.nullcontext(lambda _done, _total: None)
-
-
-@pytest.fixture(scope="session")
-def silent_log() -> SilentLog:
-    """A log for calling the flow's functions."""
-    return SilentLog()
 
 
 @pytest.fixture(scope="session")

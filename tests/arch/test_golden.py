@@ -50,6 +50,7 @@ OURS_ONLY = {
     "tokenizer.ggml.add_bos_token": "always written, so that no engine falls back to a default of its own",
 }
 OFFICIAL_ONLY = {
+    "general.name": "made of the folder's name there; ours would then depend on a local path",
     "tokenizer.ggml.add_sep_token": "a default that only encoders read; these are decoders",
 }
 # Ids that the converter writes by number, which are right for the family's own vocabulary and wrong for a fixture's.

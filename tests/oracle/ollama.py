@@ -24,8 +24,13 @@ from pipeline.errors import ToolError
 from pipeline.runtime.llama import LlamaInstall
 
 _MODULE = "github.com/ollama/ollama"
-# The libraries that a shared build of llama-server loads.
-_LIBRARIES = ("llama-server-impl", "llama-common", "mtmd", "llama", "ggml", "ggml-base", "ggml-cpu")
+# Ollama before 0.34 runs llama-quantize on each `create`; the newer ones need the server alone.
+_PROGRAMS = ("llama-server", "llama-quantize")
+# The libraries that they load, in a shared build.
+_LIBRARIES = (
+    *(f"{name}-impl" for name in _PROGRAMS),
+    *("llama-common", "mtmd", "llama", "ggml", "ggml-base", "ggml-cpu"),
+)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _LISTENING = re.compile(r'msg="Listening on (127\.0\.0\.1:\d+) ')
@@ -71,9 +76,9 @@ def _go_install(version: str, bin_dir: Path) -> None:
 
 
 def _lay_out(llama: LlamaInstall, folder: Path) -> None:
-    """Copy llama-server and its libraries to where Ollama looks for them, under the names the loader asks for."""
+    """Copy the programs and their libraries to where Ollama looks for them, under the names the loader asks for."""
     folder.mkdir(parents=True, exist_ok=True)
-    for source in (llama.program("llama-server"), *(_loaded_library(llama, name) for name in _LIBRARIES)):
+    for source in (*map(llama.program, _PROGRAMS), *(_loaded_library(llama, name) for name in _LIBRARIES)):
         target = folder / source.name
         if target.exists() and target.stat().st_mtime == source.stat().st_mtime:
             continue

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UsageError
 from pipeline.publish import Release, ReleaseEntry, open_target
-from pipeline.publish._daemon import check_listed, daemon_url
+from pipeline.publish._daemon import check_listed
 
 NAME, DIGEST = "localhost:11500/library/demo:Q4_K_M", "a" * 64
 
@@ -87,30 +88,11 @@ def test_a_proxy_is_not_asked(daemon: Callable[[int, bytes], None], monkeypatch:
         assert check_listed({NAME: f"sha256:{DIGEST}"}, Path("/store")).state == "proven"
 
 
-@pytest.mark.parametrize(
-    ("setting", "url"),
-    [
-        (None, "http://127.0.0.1:11434"),
-        ("", "http://127.0.0.1:11434"),
-        ("example.org", "http://example.org:11434"),
-        ("example.org:80", "http://example.org:80"),
-        (":5000", "http://127.0.0.1:5000"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),  # noqa: S104  # what a user may have set
-        ("0.0.0.0:1234", "http://127.0.0.1:1234"),
-        ("[::]:1234", "http://[::1]:1234"),
-        ("::1", "http://[::1]:11434"),
-        ("[::1]", "http://[::1]:11434"),
-        ("http://example.org", "http://example.org:80"),
-        ("https://example.org/", "https://example.org:443"),
-        ("https://example.org:8443/x", "https://example.org:8443"),
-        (' "127.0.0.1:9" ', "http://127.0.0.1:9"),
-        ("example.org:x", "http://example.org:11434"),
-    ],
-)
-def test_the_address_of_ollama(monkeypatch: pytest.MonkeyPatch, setting: str | None, url: str) -> None:
-    """OLLAMA_HOST is read as Ollama reads it."""
-    if setting is None:
-        monkeypatch.delenv("OLLAMA_HOST")
-    else:
-        monkeypatch.setenv("OLLAMA_HOST", setting)
-    assert daemon_url() == url
+def test_a_second_spelling_is_removed_with_ollamas_own_command(
+    entry: Callable[..., ReleaseEntry], release: Callable[..., Release], tmp_path: Path
+) -> None:
+    """The hint names the program that knows this store."""
+    with open_target("ollama") as target:
+        target.publish(release(entry(tmp_path / "a")), lambda _: None)
+        with pytest.raises(UsageError, match="first: ollama rm localhost:11500/library/demo:Q4_K_M"):
+            target.publish(release(entry(tmp_path / "b", tags=("q4_k_m",))), lambda _: None)

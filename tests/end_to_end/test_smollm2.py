@@ -1,0 +1,57 @@
+"""A real model of 134.5 million weights: every recipe, whole files against llama-quantize, and sensible answers."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pipeline import data, quant
+
+pytestmark = pytest.mark.native
+
+RECIPES = [name for name in sorted(quant.recipes()) if name != "F32"]
+
+
+@pytest.fixture(scope="module")
+def unquantized(
+    oracle: Callable[[str], ModuleType], repository: Path, cli: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """SmolLM2 in its own precision, as `convert` writes it."""
+    checkpoint = oracle("smollm2").make_checkpoint(data.cache_home(), repository / "tests" / "fixtures" / "smollm2")
+    path = tmp_path_factory.mktemp("smollm2") / "auto.gguf"
+    cli("convert", checkpoint, "-o", path)
+    return path
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_equals_llama_quantize(
+    unquantized: Path, recipe: str, cli: Any, llama: Any, tmp_path: Path
+) -> None:
+    """Whole files are equal on real weights, with rows of 576 that force fall-backs."""
+    digests = []
+    for name, command in (
+        ("ours", None),
+        ("theirs", [llama.program("llama-quantize"), unquantized, tmp_path / "theirs.gguf", recipe]),
+    ):
+        path = tmp_path / f"{name}.gguf"
+        if command is None:
+            cli("quantize", unquantized, "-o", path, "--quant", recipe)
+        else:
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        path.unlink()
+    assert digests[0] == digests[1]
+
+
+def test_it_answers(unquantized: Path, cli: Any, tmp_path: Path) -> None:
+    """`run` on the quantized file gives the right capital."""
+    cli("quantize", unquantized, "-o", tmp_path / "small.gguf", "--quant", "Q8_0")
+    answer = cli("run", tmp_path / "small.gguf", "What is the capital of France? Answer in one word.").stdout
+    assert "Paris" in answer
