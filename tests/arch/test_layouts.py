@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from pipeline import arch as archs
 from pipeline import flow, gguf
 from pipeline.checkpoint import TensorReader, open_checkpoint
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, UnsupportedError
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "arch"
 
@@ -291,3 +292,42 @@ def test_the_head_of_old_t5_is_scaled(file_of: Any, tmp_path: Path, silent_log: 
             file.read_tensor_bytes(tensor, 0, data)
             values[tensor.name] = data.view(np.float32)
     assert np.array_equal(values["token_embd.weight"] / 8, values["output.weight"])
+
+
+def test_deepseek_without_a_query_latent(edited: Any) -> None:
+    """The lite sizes have one query matrix instead of two."""
+
+    def change(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+        config["q_lora_rank"] = None
+        for name in [name for name in tensors if ".q_a_" in name]:
+            del tensors[name]
+        for name in [name for name in tensors if ".q_b_proj." in name]:
+            del tensors[name]
+            tensors[name.replace("q_b_proj", "q_proj")] = tensors["model.layers.0.mlp.gate_proj.weight"]
+
+    checkpoint = open_checkpoint(edited("deepseek_v2", change))
+    arch = archs.match(checkpoint.config)
+    config = arch.config(checkpoint.config)
+    names = {t.name for t in archs.map_tensors(arch, config, checkpoint.tensors).tensors}
+    assert "blk.2.attn_q.weight" in names
+    assert not [name for name in names if "attn_q_" in name]
+    assert {key.name: key.get(config) for key in arch.keys}["attention.q_lora_rank"] is None
+
+
+@pytest.mark.parametrize(("mscale", "of_all"), [(1.0, 0.7), (1.0, 0.0), (1.0, None)])
+def test_deepseek_with_two_scales_of_yarn_is_refused(mscale: float, of_all: float | None) -> None:
+    """llama.cpp has one mscale for rotation and attention; other pairs would give another model."""
+    raw = json.loads((FIXTURES / "deepseek_v3" / "config.json").read_text(encoding="utf-8"))
+    raw["rope_scaling"].update(mscale=mscale, mscale_all_dim=of_all)
+    arch = archs.match(raw)
+    with pytest.raises(UnsupportedError, match="mscale"):
+        [key.get(arch.config(raw)) for key in arch.keys]
+
+
+@pytest.mark.parametrize(("name", "method"), [("gpt_oss", "gptq"), ("gpt_oss", None), ("llama3", "mxfp4")])
+def test_other_packings_are_refused(name: str, method: str | None) -> None:
+    """Only the packing that the rows of a family read is taken."""
+    raw = json.loads((FIXTURES / name / "config.json").read_text(encoding="utf-8"))
+    raw["quantization_config"] = {"quant_method": method, "bits": 4}
+    with pytest.raises(UnsupportedError, match="packed by another quantizer"):
+        archs.match(raw)
