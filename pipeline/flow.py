@@ -317,8 +317,13 @@ def proof(
         ProofError: if one is not what was meant.
     """
     tokenizer = prepared.tokenizer
+    source = prepared.source
     prompting = prove.Prompting(
-        tokenizer.chat_template, tokenizer.bos or "", tokenizer.eos or "", modelfile.template is not None
+        tokenizer.chat_template,
+        tokenizer.bos or "",
+        tokenizer.eos or "",
+        has_go_template=modelfile.template is not None,
+        tokenizer=source.folder if source.gguf is None else None,
     )
     checks = prove.files(job.proof, items, prompting, log.stage)
     prove.refuse_differences("/".join(model_name(job, prepared)), checks)

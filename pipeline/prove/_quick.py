@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.errors import InputError, PipelineError, ProofError, ResourceError, ToolError
 from pipeline.gguf import read_gguf
 from pipeline.prove.prompt import TemplateRaised, render_chat
+from pipeline.prove.tokenizer import tokenizer_check
 from pipeline.runtime import BUILD_HINT, ChatSession, open_runtime, runtime_at_hand
 from pipeline.store import Name, Store, hash_file
 from pipeline.store.manifest import MODEL
@@ -42,13 +43,15 @@ class Prompting:
     """How the checkpoint prompts.
 
     *template* is its own chat template; *bos* and *eos* are the texts that the template sees.  *has_go_template* says
-    that the publication brings a TEMPLATE, which Ollama may render instead.
+    that the publication brings a TEMPLATE, which Ollama may render instead.  *tokenizer* is the folder of the
+    checkpoint's own tokenizer, None for a GGUF.
     """
 
     template: str | None
     bos: str = ""
     eos: str = ""
     has_go_template: bool = False
+    tokenizer: Path | None = None
 
 
 def files(
@@ -147,7 +150,7 @@ def _runs(
     if runtime_at_hand() is None:
         return [
             Check(name, "not checked", "no llama.cpp is at hand", BUILD_HINT.partition("` ")[0].strip("`"))
-            for name in ("load", "prompt")
+            for name in ("load", "prompt", "tokenizer")
         ]
     checks = []
     for number, (recipe, path, blob) in enumerate(items):
@@ -159,7 +162,8 @@ def _runs(
                     checks.append(_embeds(recipe, session, pools=vectors))
                     continue  # nobody prompts it
                 checks.append(_decodes(recipe, session))
-                if number == 0:  # the template is the same in every file
+                if number == 0:  # template and vocabulary are the same in every file
+                    checks.append(_tokenizer(session, path, prompting.tokenizer))
                     checks.append(rendered if isinstance(rendered, Check) else _prompts(session, prompting, rendered))
         except (ToolError, InputError) as error:
             last = (error.found or "").strip().splitlines()[-_LOG_LINES:]
@@ -181,6 +185,13 @@ def _embeds(recipe: str, session: ChatSession, *, pools: bool) -> Check:
     vector = session.embed("Hello")
     state = "proven" if vector and all(map(isfinite, vector)) and any(vector) else "different"
     return Check(f"{recipe} load", state, f"a vector of {len(vector)} numbers made by {session.kind}")
+
+
+def _tokenizer(session: ChatSession, path: Path, folder: Path | None) -> Check:
+    """Compare llama.cpp's tokens with those of the checkpoint's own tokenizer."""
+    if folder is None:
+        return Check("tokenizer", "not checked", "a GGUF has no other tokenizer to be compared with")
+    return tokenizer_check(session, path, folder)
 
 
 def _decodes(recipe: str, session: ChatSession) -> Check:

@@ -31,7 +31,8 @@ def item(tmp_path: Path, silent_log: Any) -> Item:
 @pytest.fixture
 def prompting(demo: Path) -> prove.Prompting:
     """How the demo prompts."""
-    return prove.Prompting((demo / "chat_template.jinja").read_text(encoding="utf-8"), "", "<|im_end|>")
+    template = (demo / "chat_template.jinja").read_text(encoding="utf-8")
+    return prove.Prompting(template, "", "<|im_end|>", tokenizer=demo)
 
 
 def _files(item: Item, prompting: prove.Prompting) -> dict[str, Check]:
@@ -43,7 +44,7 @@ def test_a_good_file_is_proven(item: Item, prompting: prove.Prompting, llama: An
     """Content, file, load and prompt are proven, and the runtime is named."""
     checks = _files(item, prompting)
     assert {name: check.state for name, check in checks.items()} == dict.fromkeys(
-        ("Q4_0 blob", "Q4_0 file", "Q4_0 load", "prompt"), "proven"
+        ("Q4_0 blob", "Q4_0 file", "Q4_0 load", "tokenizer", "prompt"), "proven"
     )
     assert llama.version in checks["Q4_0 load"].detail
 
