@@ -19,6 +19,14 @@ pytestmark = [pytest.mark.native, pytest.mark.skipif(not Path("/proc/self/stat")
 _WIDE = 65536  # of the feed-forward layer, which makes 50 million weights
 Start = Callable[..., "subprocess.Popen[str]"]
 
+# Whoever runs the tests may ignore signals (nohup, a background job), and a child inherits that: this undoes it.
+_FRESH = (
+    "import os, signal, sys\n"
+    "for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):\n"
+    "    signal.signal(number, signal.SIG_DFL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])\n"
+)
+
 
 @pytest.fixture(scope="module")
 def wide(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -66,7 +74,7 @@ def start(llama: Any, tmp_path: Path, repository: Path) -> Iterator[Start]:
     def call(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         own = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "GGUF_PIPELINE_LLAMA": str(llama.bin_dir)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+            [sys.executable, "-c", _FRESH, sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
             env=own | environment,
             cwd=repository,
             stdin=subprocess.PIPE,
