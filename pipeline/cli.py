@@ -16,11 +16,11 @@ import click
 
 from pipeline import __version__
 from pipeline.commands import look, make, stock
-from pipeline.errors import PipelineError
+from pipeline.errors import AccessError, PipelineError
 
 _SAME_WISH_S = 1.0  # a terminal that closes may send SIGHUP twice
 _EPILOG = """\b
-MODEL is an alias (see `models`), org/name[@revision] on the Hugging Face Hub, or a folder.
+MODEL is an alias (see `models`), org/name[@revision] on the Hugging Face Hub, a folder, or a .gguf file.
 Exit codes: 0 done, 2 wrong usage, 3 bad or unsupported input, 4 source or target unreachable or refused,
             5 not enough disk or memory, 1 anything else; 128 + N after signal N (ctrl-C: 130)."""
 
@@ -74,6 +74,10 @@ class _Group(click.Group):
                 return super().invoke(ctx)
         except PipelineError as error:
             _fail(error)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _fail(AccessError(error.strerror or str(error), where=error.filename, hint="check the path and its rights"))
         except KeyboardInterrupt:
             _stop(signal.SIGINT)
         except _Stopped as stopped:

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline import quant
 from pipeline.checkpoint import TensorReader
 from pipeline.errors import FormatError
-from pipeline.gguf import GgufWriter
+from pipeline.gguf import GgufWriter, tensor_bytes
 from pipeline.types import Blob, Plan, PlannedTensor, View
 
 # Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
@@ -171,9 +171,10 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[n
     view = tensor.view
     assert view is not None  # noqa: S101  only hand-made plans, for headers, have none
     n_rows = tile.stop - tile.first
-    raw = scratch.bytes("raw", n_rows, quant.get(view.dtype).row_bytes(tensor.n_cols))
+    raw = scratch.bytes("raw", n_rows, tensor_bytes(view.dtype, (tensor.n_cols,)))
     view.read(reader, np.arange(tile.first, tile.stop, dtype=np.int64), slice(None), raw)
-    _check_finite(raw, view, tensor, tile.first)
+    if view.dtype in _NOT_FINITE:
+        _check_finite(raw, view.dtype, view, tensor, tile.first)
     floats: np.ndarray | None = None
     made = {view.dtype: raw}
     for planned in tile.tensors:
@@ -181,7 +182,7 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[n
             continue
         if floats is None:
             floats = scratch.floats(n_rows, tensor.n_cols)
-            reader.decode(view.dtype, raw, floats)
+            _decode(reader, raw, floats, view, tensor, tile.first)
         kind = quant.get(planned.type)
         part = scratch.bytes(planned.type, n_rows, kind.row_bytes(tensor.n_cols))
         kind.quantize_rows(floats, part)
@@ -191,10 +192,22 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[n
     return [made[planned.type] for planned in tile.tensors]
 
 
-def _check_finite(raw: np.ndarray, view: View, tensor: PlannedTensor, first_row: int) -> None:
-    """Refuse NaN and Inf by their exponent bits, before decoding."""
-    unsigned, mask, limit = _NOT_FINITE[view.dtype]
+def _decode(
+    reader: TensorReader, raw: np.ndarray, floats: np.ndarray, view: View, tensor: PlannedTensor, first_row: int
+) -> None:
+    """Give the float32 values of a tile; of a quantized one (requantizing) they are checked here."""
     kind = quant.get(view.dtype)
+    if kind.block_size == 1:
+        reader.decode(view.dtype, raw, floats)
+        return
+    kind.dequantize_rows(raw, floats)
+    _check_finite(floats.view(np.uint8), "F32", view, tensor, first_row)
+
+
+def _check_finite(raw: np.ndarray, dtype: str, view: View, tensor: PlannedTensor, first_row: int) -> None:
+    """Refuse NaN and Inf by their exponent bits, before decoding."""
+    unsigned, mask, limit = _NOT_FINITE[dtype]
+    kind = quant.get(dtype)
     is_packed = kind.block_size > 1
     bits = raw.reshape(len(raw), -1, kind.type_size)[..., 0] if is_packed else raw.view(unsigned)
     magnitude = bits & unsigned(mask)

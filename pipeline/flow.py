@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline import arch as archs
+from pipeline import blueprint as blueprints
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
-from pipeline import prove, publish
+from pipeline import prove, publish, republish
 from pipeline import report as reports
-from pipeline.checkpoint import Checkpoint, TensorReader, open_checkpoint
+from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
-from pipeline.gguf import read_gguf
+from pipeline.gguf import copy_file, read_gguf
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
-from pipeline.source import OpenSource, Weights, open_source
+from pipeline.source import OpenSource, Weights, aliases, open_source
 from pipeline.tokenizer import Tokenizer, read_tokenizer
 from pipeline.types import Blob, Check, Modelfile, Plan, Source
+
+DEFAULT_QUANT = "Q4_K_M"
 
 
 class Log(Protocol):
@@ -47,8 +50,9 @@ class Log(Protocol):
 class Job:
     """What to publish, and where.
 
-    *quants* are recipe names, the first is also tagged "latest".  *name* is "model" or "namespace/model"; without it
-    the alias or the repository names the model.
+    *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
+    its alias says.  *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
+    merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.
     """
 
     model: str
@@ -60,6 +64,8 @@ class Job:
     with_template: bool = False
     templates: Path | None = None
     overrides: modelfiles.Overrides = field(default_factory=modelfiles.Overrides)
+    requantize: bool = False
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,10 @@ class Prepared:
     """A model whose headers are read: everything but the weights, which may still be on their way."""
 
     opened: OpenSource
-    checkpoint: Checkpoint
     tokenizer: Tokenizer
-    blueprint: plans.Blueprint
+    blueprint: blueprints.Blueprint
+    generation_config: Mapping[str, Any]
+    licenses: tuple[str, ...]
 
     @property
     def source(self) -> Source:
@@ -85,7 +92,11 @@ def package(job: Job, log: Log) -> Report:
     """
     started = time.monotonic()
     check_job(job)
-    with publish.open_target(job.target) as target, prepare(job.model, log, "stream") as prepared:
+    with (
+        publish.open_target(job.target) as target,
+        prepare(job.model, log, "stream", requantize=job.requantize, adapter=job.adapter) as prepared,
+    ):
+        job = replace(job, quants=choose_quants(job.quants, prepared))
         planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
         modelfile = make_modelfile(prepared, job)
         target.check(*model_name(job, prepared), job.quants)
@@ -107,7 +118,7 @@ def check_job(job: Job) -> None:
         UsageError: if the name, the proof or a setting of the runtime is wrong.
     """
     if job.name is not None:
-        publish.split_name(job.name)
+        publish.require_name(job.name)
     if job.proof not in prove.LEVELS:
         raise UsageError("no such proof", expected=" or ".join(prove.LEVELS), found=job.proof)
     if job.proof != "none":
@@ -115,8 +126,10 @@ def check_job(job: Job) -> None:
 
 
 @contextmanager
-def prepare(model: str, log: Log, weights: Weights = "none") -> Iterator[Prepared]:
-    """Find a model and read all its headers.
+def prepare(
+    model: str, log: Log, weights: Weights = "none", *, requantize: bool = False, adapter: Path | None = None
+) -> Iterator[Prepared]:
+    """Find a model and read all its headers, and those of the *adapter* to merge into it.
 
     *weights* are downloaded not at all, or, with "stream", while the caller works.
     """
@@ -125,40 +138,90 @@ def prepare(model: str, log: Log, weights: Weights = "none") -> Iterator[Prepare
             # Streamed weights arrive long after this bar is gone.
             show = None if weights == "stream" else lambda _file, done, total: progress(done, total or 0)
             opened = stack.enter_context(open_source(model, weights=weights, log=log.note, progress=show))
-            checkpoint = open_checkpoint(opened.source.folder, opened.remote_headers)
-            config = archs.match(checkpoint.config).config(checkpoint.config)
-            tokenizer = read_tokenizer(opened.source.folder, config.raw)
-            blueprint = plans.from_checkpoint(checkpoint, tokenizer, opened.source)
-        for note in blueprint.notes:
+            if opened.source.gguf and adapter:
+                raise UsageError("an adapter is merged into a checkpoint, not into a GGUF", where=adapter, found=model)
+            prepared = _prepare_gguf(opened, requantize) if opened.source.gguf else _prepare_checkpoint(opened, adapter)
+        for note in prepared.blueprint.notes:
             log.note(note)
-        yield Prepared(opened, checkpoint, tokenizer, blueprint)
+        yield prepared
 
 
-def convert(model: str, path: Path, dtype: str, log: Log, threads: int = 0) -> tuple[Plan, Blob]:
+def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
+    source = opened.source
+    checkpoint = open_checkpoint(source.folder, opened.remote_headers)
+    if adapter:
+        adapter = adapter.resolve()
+        checkpoint = merge_adapter(checkpoint, adapter, source.repository or source.name)
+        source = replace(source, name=f"{source.name}-{adapter.name}", adapter=adapter)
+    config = archs.match(checkpoint.config).config(checkpoint.config)
+    tokenizer = read_tokenizer(source.folder, config.raw)
+    blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
+    opened = replace(opened, source=source)
+    return Prepared(opened, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses())
+
+
+def _prepare_gguf(opened: OpenSource, requantize: bool) -> Prepared:
+    assert opened.source.gguf is not None  # noqa: S101  the caller looked
+    model = republish.read_gguf_model(opened.source.gguf, requantize=requantize)
+    return Prepared(opened, model.tokenizer, model.blueprint, model.generation_config, model.licenses)
+
+
+def choose_quants(quants: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
+    """Give *quants*, or where nobody said any: the type that a GGUF has, else what the alias names."""
+    if quants:
+        return quants
+    if prepared.blueprint.finished:
+        return (prepared.blueprint.finished.recipe,)
+    row = aliases.load().get(prepared.source.alias or "")
+    return (row.quant if row else DEFAULT_QUANT,)
+
+
+def convert(
+    model: str, path: Path, dtype: str, log: Log, threads: int = 0, *, adapter: Path | None = None
+) -> tuple[Plan, Blob]:
     """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
-    with prepare(model, log, "stream") as prepared:
+    with prepare(model, log, "stream", adapter=adapter) as prepared:
+        if prepared.source.gguf:
+            raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
         plan = plans.make_plan(prepared.blueprint, dtype)
         return plan, write([plan], [path], log, threads, prepared.opened)[0]
 
 
-def quantize(gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0) -> tuple[Plan, Blob]:
-    """Write *gguf*, which is unquantized, again at *path* as *recipe* says."""
+def quantize(
+    gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0, *, requantize: bool = False
+) -> tuple[Plan, Blob]:
+    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says."""
     if path.exists() and path.samefile(gguf):
         raise UsageError("the output would replace the input", where=path, hint="give another name with -o")
-    plan = plans.make_plan(plans.from_gguf(read_gguf(gguf)), recipe)
+    plan = plans.make_plan(blueprints.from_gguf(read_gguf(gguf), requantize=requantize), recipe)
     return plan, write([plan], [path], log, threads)[0]
 
 
 def write(
     planned: Sequence[Plan], paths: Sequence[Path], log: Log, threads: int = 0, opened: OpenSource | None = None
 ) -> list[Blob]:
-    """Read every source tensor once and write all planned files; weights of *opened* may still be on their way."""
+    """Read every source tensor once and write all planned files; copy those that exist already.
+
+    Weights of *opened* may still be on their way.
+    """
     check_disk(planned, paths)
-    names = ", ".join(plan.recipe for plan in planned)
+    written: dict[Path, Blob] = {}
     outputs = [Output(plan, path) for plan, path in zip(planned, paths, strict=True)]
+    for out in outputs:
+        if out.plan.verbatim:
+            with log.bar(f"copying {out.plan.verbatim.name}") as progress:
+                written[out.path] = copy_file(out.plan.verbatim, out.path, out.plan.file_bytes, progress)
+    rest = [out for out in outputs if out.path not in written]
+    if rest:
+        written |= {out.path: blob for out, blob in zip(rest, _encode(rest, log, threads, opened), strict=True)}
+    return [written[path] for path in paths]
+
+
+def _encode(outputs: Sequence[Output], log: Log, threads: int, opened: OpenSource | None) -> list[Blob]:
     if opened is not None:
-        sources = (source for tensor in planned[0].tensors if tensor.view for source in tensor.view.sources)
+        sources = (source for tensor in outputs[0].plan.tensors if tensor.view for source in tensor.view.sources)
         opened.prefer(dict.fromkeys(source.path for source in sources))
+    names = ", ".join(out.plan.recipe for out in outputs)
     with TensorReader(ready=opened.wait if opened else None) as reader, log.bar(f"writing {names}") as progress:
         return encode(outputs, reader, threads=threads, progress=progress, on_error=opened.stop if opened else None)
 
@@ -189,9 +252,9 @@ def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
     tokenizer = prepared.tokenizer
     return modelfiles.make_modelfile(
         chat_template=tokenizer.chat_template,
-        generation_config=prepared.checkpoint.generation_config,
+        generation_config=prepared.generation_config,
         eos_texts=tokenizer.eos_texts,
-        licenses=prepared.checkpoint.licenses(),
+        licenses=prepared.licenses,
         overrides=job.overrides,
         with_template=job.with_template,
         families=modelfiles.families(job.templates),
@@ -201,14 +264,20 @@ def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
 
 def modelfile_text(job: Job, log: Log) -> str:
     """Give the text of the Modelfile for a model; its FROM names the GGUF that `convert` or `publish` would write."""
-    with prepare(job.model, log) as prepared:
-        name = model_name(job, prepared)[1]
-        return modelfiles.render_text(make_modelfile(prepared, job), f"./{name}-{job.quants[0]}.gguf", job.templates)
+    with prepare(job.model, log, adapter=job.adapter) as prepared:
+        finished, quant = prepared.blueprint.finished, choose_quants(job.quants, prepared)[0]
+        is_there = finished is not None and finished.recipe == quant
+        from_ = str(finished.path) if finished and is_there else f"./{model_name(job, prepared)[1]}-{quant}.gguf"
+        return modelfiles.render_text(make_modelfile(prepared, job), from_, job.templates)
 
 
 def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:
-    """Give the namespace and the name to publish under: the user's, else the alias or the repository's name."""
-    return publish.split_name(job.name or prepared.source.alias or prepared.source.name)
+    """Give the namespace and the name to publish under: the user's, else the alias or the repository's name.
+
+    A model with an adapter merged into it is another model, so the alias is not its name.
+    """
+    source = prepared.source
+    return publish.split_name(job.name or (None if source.adapter else source.alias) or source.name)
 
 
 def make_release(

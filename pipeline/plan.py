@@ -1,150 +1,20 @@
-"""The hinge: from headers alone to a whole GGUF file as data.
-
-Two blueprints lead here, one from a checkpoint and one from an unquantized GGUF; `make_plan` turns either into the
-exact file for one recipe.  No weight is read.
-"""
+"""The hinge: from a blueprint to a whole GGUF file as data, decided before a weight is read."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-
-from pipeline import arch as archs
-from pipeline import gguf, modelfile, quant
-from pipeline.checkpoint import Checkpoint, TensorReader
-from pipeline.errors import FormatError, UnsupportedError
-from pipeline.tokenizer import Tokenizer
-from pipeline.types import KV, Plan, PlannedTensor, Source, SourceTensor, ValueType, View, array, string, u32
-from pipeline.views import Constant, Stored, item_bytes
+from pipeline import gguf, quant
+from pipeline.blueprint import PACKED, PRECISIONS, Blueprint, Draft, Finished
+from pipeline.errors import UnsupportedError
+from pipeline.types import Plan, PlannedTensor, u32
 
 ALIGNMENT = 32
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
-# Moves only when the same checkpoint and recipe give other bytes than before.
-BYTE_VERSION = 1
-
 AUTO = "auto"
 
-_PRECISIONS = ("F32", "F16", "BF16")
-_KEPT = ("MXFP4",)  # packed by the model's makers; every recipe keeps it as it is
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # ALL_F32, MOSTLY_F16, _BF16, _MXFP4_MOE of llama_ftype
-
-# Matrices that llama.cpp's graphs want in float32, beside all vectors and norms.
-_ALWAYS_F32 = (
-    ".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".ssm_conv1d.weight", ".shortconv.conv.weight",
-    ".attn_rel_b.weight",
-)  # fmt: skip
-_ALWAYS_F32_NAMES = ("position_embd.weight", "token_types.weight")
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A tensor before a recipe chose its type: *type* is the one it has in the file of the source's own precision."""
-
-    name: str
-    type: str
-    view: View
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The row-major shape."""
-        return self.view.shape
-
-    @property
-    def n_elements(self) -> int:
-        """Number of weights."""
-        n = 1
-        for d in self.shape:
-            n *= d
-        return n
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """A model before a recipe: *drafts* are in file order, *metadata* lacks the two keys a recipe sets."""
-
-    metadata: tuple[KV, ...]
-    drafts: tuple[Draft, ...]
-    model: quant.ModelFacts
-    notes: tuple[str, ...] = ()
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of weights in all tensors."""
-        return sum(draft.n_elements for draft in self.drafts)
-
-    @property
-    def precision(self) -> str:
-        """The type most weights have: the file type that "auto" stands for."""
-        totals = dict.fromkeys((*_PRECISIONS, *_KEPT), 0)
-        for draft in self.drafts:
-            if len(draft.shape) > 1:
-                totals[draft.type] += draft.n_elements
-        return max(totals, key=totals.__getitem__)
-
-
-def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source) -> Blueprint:
-    """Read a checkpoint's headers into a blueprint.
-
-    Raises:
-        UnsupportedError: if the architecture, a setting of it, or a tensor is unknown.
-        FormatError: if config.json and the weights do not belong together.
-    """
-    raw = checkpoint.config
-    arch = archs.match(raw)
-    config = arch.config(raw, checkpoint.pooling())
-    mapped = archs.map_tensors(arch, config, checkpoint.tensors)
-    drafts = [
-        *(Draft(t.name, _own_type(t.name, t.view), t.view) for t in mapped.tensors),
-        *(Draft(lit.name, "F32", Constant((len(lit.values),), lit.values)) for lit in arch.literals(config)),
-    ]
-    drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
-    keys = [made for key in arch.keys if (made := _arch_key(arch, key, config)) is not None]
-    metadata = (
-        *_general(arch.gguf, source, _size_label(drafts)),
-        *modelfile.sampling_metadata(checkpoint.generation_config),
-        *keys,
-        *_scalar_keys(mapped.scalars),
-        *tokenizer.metadata,
-    )
-    facts = _facts_of({kv.key: kv for kv in metadata}, source.folder)
-    notes = (*arch.notes(config), *tokenizer.notes, *_dropped(mapped))
-    return Blueprint(metadata, tuple(drafts), facts, notes)
-
-
-def from_gguf(file: gguf.GgufFile) -> Blueprint:
-    """Read an unquantized GGUF's header into a blueprint, so that it can be quantized.
-
-    Raises:
-        UnsupportedError: if it is split, or a tensor is quantized already.
-    """
-    if file.split:
-        raise UnsupportedError(
-            "the GGUF is one part of several",
-            where=file.path,
-            hint="join the parts with llama.cpp's llama-gguf-split --merge, then run this again",
-        )
-    for tensor in file.tensors:
-        if tensor.type not in (*_PRECISIONS, *_KEPT):
-            raise UnsupportedError(
-                f"tensor {tensor.name} is quantized already",
-                where=file.path,
-                expected="F32, F16 or BF16",
-                found=tensor.type,
-                hint="quantize from the unquantized GGUF or from the checkpoint: quantizing twice loses quality",
-            )
-    drafts = [
-        Draft(t.name, t.type, Stored(SourceTensor(t.name, t.type, t.shape, file.path, t.offset, t.n_bytes)))
-        for t in file.tensors
-    ]
-    drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
-    metadata = tuple(kv for key, kv in file.metadata.items() if key not in _SET_BY_RECIPE)
-    return Blueprint(metadata, tuple(drafts), _facts_of(file.metadata, file.path))
 
 
 def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
@@ -154,25 +24,92 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     leaves them.
 
     Raises:
-        UnsupportedError: if the recipe is unknown.
+        UnsupportedError: if the recipe is unknown, a tensor is quantized already, or the source has another alignment
+            than the usual.
     """
+    if blueprint.finished and recipe == blueprint.finished.recipe:
+        return _as_it_is(blueprint, blueprint.finished)
+    _check_alignment(blueprint)
     if recipe == AUTO:
         recipe = blueprint.precision
         types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[recipe]
     else:
         rule = _recipe(recipe)
         facts = [quant.TensorFacts(d.name, d.shape, d.type) for d in blueprint.drafts]
-        types, file_type = quant.assign_types(rule, facts, blueprint.model), rule.file_type
+        chosen, file_type = quant.assign_types(rule, facts, blueprint.model), rule.file_type
+        types = [d.type if _is_kept(d, blueprint) else t for d, t in zip(blueprint.drafts, chosen, strict=True)]
+    for draft, type_ in zip(blueprint.drafts, types, strict=True):
+        if draft.type != type_ and draft.type not in PRECISIONS:
+            _check_requantize(draft, type_, blueprint.requantize)
     metadata = (
         *blueprint.metadata,
         u32("general.quantization_version", QUANTIZATION_VERSION),
         u32("general.file_type", file_type),
     )
     tensors = _place(blueprint.drafts, types)
-    entries = [gguf.TensorEntry(t.name, t.shape, quant.get(t.type).id, t.offset) for t in tensors]
+    entries = [gguf.TensorEntry(t.name, t.shape, gguf.tensor_type(t.type).id, t.offset) for t in tensors]
     data_start = len(gguf.encode_header(metadata, entries, ALIGNMENT))
     end = tensors[-1].offset + tensors[-1].n_bytes if tensors else 0
     return Plan(recipe, metadata, tensors, data_start, data_start + _padded(end), blueprint.notes)
+
+
+def _is_kept(draft: Draft, blueprint: Blueprint) -> bool:
+    """Say whether no recipe changes a tensor; llama-quantize leaves one if told so with --tensor-type."""
+    return draft.type in PACKED and not blueprint.requantize
+
+
+def _check_alignment(blueprint: Blueprint) -> None:
+    """Refuse an alignment that llama-quantize would keep in the header, over data that it aligns to 32 all the same."""
+    stated = next((kv.value for kv in blueprint.metadata if kv.key == "general.alignment"), ALIGNMENT)
+    if stated != ALIGNMENT:
+        raise UnsupportedError(
+            "the file has another alignment than the usual, and llama-quantize would make a file that cannot be read",
+            where=f"{blueprint.drafts[0].view.sources[0].path}, key 'general.alignment'"
+            if blueprint.drafts
+            else "key 'general.alignment'",
+            expected=ALIGNMENT,
+            found=stated,
+            hint="convert the model again from its checkpoint",
+        )
+
+
+def _as_it_is(blueprint: Blueprint, finished: Finished) -> Plan:
+    """Plan a copy: the tensors stand where they stand in the file."""
+    placed = []
+    for draft in blueprint.drafts:
+        source = draft.view.sources[0]
+        start = source.offset - finished.data_start
+        placed.append(PlannedTensor(draft.name, draft.shape, draft.type, source.n_bytes, start, draft.view))
+    placed.sort(key=lambda t: t.offset)
+    return Plan(
+        finished.recipe,
+        finished.metadata,
+        tuple(placed),
+        finished.data_start,
+        finished.file_bytes,
+        blueprint.notes,
+        finished.path,
+    )
+
+
+def _check_requantize(draft: Draft, wanted: str, allowed: bool) -> None:
+    if not allowed:
+        raise UnsupportedError(
+            f"tensor {draft.name} is quantized already",
+            where=draft.view.sources[0].path,
+            expected=f"F32, F16 or BF16, to make {wanted} of it",
+            found=draft.type,
+            hint="start from the unquantized GGUF or from the checkpoint: quantizing twice loses quality (--requantize "
+            "does it all the same)",
+        )
+    if draft.type not in quant.types():
+        raise UnsupportedError(
+            f"tensor {draft.name} has a type that cannot be expanded again",
+            where=draft.view.sources[0].path,
+            expected=", ".join(quant.types()),
+            found=draft.type,
+            hint="start from the unquantized GGUF or from the checkpoint",
+        )
 
 
 def _recipe(name: str) -> quant.Recipe:
@@ -182,9 +119,6 @@ def _recipe(name: str) -> quant.Recipe:
     return known[name]
 
 
-_SET_BY_RECIPE = ("general.quantization_version", "general.file_type")
-
-
 def _padded(n: int) -> int:
     return -(-n // ALIGNMENT) * ALIGNMENT
 
@@ -192,147 +126,7 @@ def _padded(n: int) -> int:
 def _place(drafts: Sequence[Draft], types: Sequence[str]) -> tuple[PlannedTensor, ...]:
     tensors, offset = [], 0
     for draft, type_ in zip(drafts, types, strict=True):
-        n_bytes = quant.get(type_).row_bytes(draft.shape[-1]) * (draft.n_elements // draft.shape[-1])
+        n_bytes = gguf.tensor_bytes(type_, draft.shape)
         tensors.append(PlannedTensor(draft.name, draft.shape, type_, n_bytes, offset, draft.view))
         offset = _padded(offset + n_bytes)
     return tuple(tensors)
-
-
-def _own_type(name: str, view: View) -> str:
-    """Give the type that keeps a tensor's precision: its own for matrices, float32 for vectors and norms."""
-    where = f"{view.sources[0].path.name}, tensor {view.sources[0].name}"
-    if 0 in view.shape:
-        raise FormatError("a tensor is empty", where=where, expected="at least one weight", found=view.shape)
-    if view.dtype in _KEPT:
-        return view.dtype
-    if view.dtype not in _PRECISIONS:
-        raise UnsupportedError(
-            "a tensor has a type that cannot be converted yet",
-            where=where,
-            expected=" or ".join(_PRECISIONS),
-            found=view.dtype,
-            hint="take the checkpoint in its original precision",
-        )
-    if len(view.shape) == 1 or name.endswith("_norm.weight") or not name.endswith(".weight"):
-        return "F32"
-    if name in _ALWAYS_F32_NAMES or name.endswith(_ALWAYS_F32):
-        return "F32"
-    return view.dtype
-
-
-def _arch_key(arch: archs.Arch, key: archs.Key, config: archs.ModelConfig) -> KV | None:
-    value = key.get(config)
-    if value is None:
-        return None
-    if isinstance(value, int) and not 0 <= value < 1 << 32:
-        raise FormatError("a value does not fit its GGUF key", where=f"config.json, for {key.name}", found=value)
-    return key.make(key.name if key.name.startswith("tokenizer.") else f"{arch.gguf}.{key.name}", value)
-
-
-def _scalar_keys(tensors: Sequence[archs.Mapped]) -> list[KV]:
-    """Read tensors of one number, the only weights that a header needs, into an array for each key."""
-    values: dict[str, list[float]] = {}
-    with TensorReader() as reader:
-        for tensor in tensors:
-            values.setdefault(tensor.name, []).append(_read_number(reader, tensor.view))
-    return [array(key, ValueType.FLOAT32, numbers) for key, numbers in values.items()]
-
-
-def _read_number(reader: TensorReader, view: View) -> float:
-    found: object = view.shape
-    if view.shape in ((), (1,)):
-        raw = np.empty((1, item_bytes(view.dtype)), np.uint8)
-        number = np.empty((1, 1), np.float32)
-        view.read(reader, np.zeros(1, np.int64), slice(None), raw)
-        reader.decode(view.dtype, raw, number)
-        if np.isfinite(number).all():
-            return float(number[0, 0])
-        found = number[0, 0]
-    raise FormatError("not a number", where=view.sources[0].name, expected="one finite number", found=found)
-
-
-def _general(arch: str, source: Source, size: str) -> list[KV]:
-    """Say what the model is.  Its name is the repository's: a folder's would make other bytes of a renamed copy."""
-    named = [] if source.repository is None else [string("general.name", _title(source.repository.rpartition("/")[2]))]
-    made = [
-        string("general.architecture", arch),
-        string("general.type", "model"),
-        *named,
-        string("general.size_label", size),
-        u32("gguf_pipeline.byte_version", BYTE_VERSION),
-    ]
-    if source.repository:
-        made.append(string("general.source.repo_url", f"https://huggingface.co/{source.repository}"))
-    if source.commit:
-        made.append(string("gguf_pipeline.source.commit", source.commit))
-    return made
-
-
-def _title(name: str) -> str:
-    """Write a model's name as llama.cpp's converter does: "my-model" becomes "My Model", "Qwen2.5" stays."""
-    words = name.strip().replace("-", " ").split()
-    plain = re.compile(r"v?\d.*")
-    return " ".join(w.title() if w.islower() and not plain.fullmatch(w) else w for w in words)
-
-
-def size_label(n_parameters: int) -> str:
-    """Round a number of weights to a label of at least two digits: 99K, 2.6M, 7.2B."""
-    units = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
-    limit, suffix = next((unit for unit in units if n_parameters >= unit[0]), units[-1])
-    scaled = n_parameters / limit
-    digits = max(2 - len(str(round(scaled)).lstrip("0")), 0)
-    return f"{scaled:.{digits}f}{suffix}"
-
-
-def _size_label(drafts: Sequence[Draft]) -> str:
-    """Label a model; one with experts by their number and the weights of the rest with one of them ("8x7.2B")."""
-    of_experts = [d for d in drafts if "_exps." in d.name and len(d.shape) > 2]  # the official label leaves out biases
-    shared = sum(d.n_elements for d in drafts if d not in of_experts)
-    if not of_experts:
-        return size_label(shared)
-    each = sum(d.n_elements // d.shape[0] for d in of_experts)
-    count = sum(d.shape[0] for d in of_experts) // len(of_experts)
-    return f"{count}x{size_label(shared + each)}"
-
-
-def _dropped(mapped: archs.MappedTensors) -> list[str]:
-    heads = [name for name in mapped.dropped if name in archs.HEADS]
-    lost = [
-        f"{ability} left out: a GGUF of the language model has no place for these {count} tensors"
-        for ability, count in mapped.lost.items()
-    ]
-    return [*(f"{name} is left out: config.json ties it to the embeddings" for name in heads), *lost]
-
-
-def _facts_of(metadata: Mapping[str, KV], where: Path) -> quant.ModelFacts:
-    """Give what the recipes ask, read from the header as llama-quantize reads it."""
-    arch = _value(metadata, "general.architecture", ValueType.STRING, where)
-    n_heads = _head_count(metadata, f"{arch}.attention.head_count")
-    return quant.ModelFacts(
-        str(arch),
-        int(_value(metadata, f"{arch}.block_count", ValueType.UINT32, where)),
-        int(metadata[key].value) if (key := f"{arch}.expert_count") in metadata else 0,
-        n_heads,
-        _head_count(metadata, f"{arch}.attention.head_count_kv") or n_heads,
-    )
-
-
-def _head_count(metadata: Mapping[str, KV], key: str) -> int:
-    kv = metadata.get(key)
-    if kv is None:
-        return 0
-    # Per-layer counts are an array; llama.cpp's rules look at the first layer.
-    return int(kv.value[0] if kv.type is ValueType.ARRAY else kv.value)
-
-
-def _value(metadata: Mapping[str, KV], key: str, kind: ValueType, where: Path) -> Any:
-    kv = metadata.get(key)
-    if kv is None or kv.type is not kind:
-        raise FormatError(
-            f"the header lacks {key}",
-            where=where,
-            expected=kind.name,
-            found=None if kv is None else kv.type.name,
-            hint="is this a language model? Files with only a vocabulary or a projector cannot be quantized",
-        )
-    return kv.value

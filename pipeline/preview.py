@@ -8,9 +8,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pipeline.blueprint import Blueprint
 from pipeline.encode import memory_bytes, usable_cores
 from pipeline.flow import Prepared
-from pipeline.plan import Blueprint, make_plan
+from pipeline.plan import make_plan
 from pipeline.store import local_store_root
 
 

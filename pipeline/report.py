@@ -56,7 +56,8 @@ class Report:
 
 def describe_source(source: Source) -> dict[str, Any]:
     """Return where a model came from as plain values."""
-    return asdict(source) | {"folder": str(source.folder)}
+    paths = {key: str(path) for key, path in asdict(source).items() if isinstance(path, Path)}
+    return asdict(source) | paths
 
 
 def count_types(plan: Plan) -> dict[str, int]:

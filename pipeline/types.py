@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -11,7 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import FormatError
+
 Shape = tuple[int, ...]
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 Tile = npt.NDArray[np.uint8]
 
 
@@ -49,8 +53,32 @@ def u32(key: str, value: int) -> KV:
 
 
 def f32(key: str, value: float) -> KV:
-    """Make a float32 entry; the value is rounded to float32 here, so that equal files have equal values."""
-    return KV(key, ValueType.FLOAT32, float(np.float32(value)))
+    """Make a float32 entry; the value is rounded to float32 here, so that equal files have equal values.
+
+    Raises:
+        FormatError: if it is NaN or infinite, or too large for float32.
+    """
+    return KV(key, ValueType.FLOAT32, to_float32(key, value))
+
+
+def to_float32(where: str, value: float) -> float:
+    """Round *value* to float32.
+
+    Raises:
+        FormatError: if it is NaN or infinite, or too large; it names *where*.
+    """
+    try:
+        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    except (OverflowError, struct.error):  # the latter for a whole number of some hundred digits
+        rounded = float("inf")
+    if abs(rounded) <= _FLOAT32_MAX:  # false for NaN too
+        return rounded
+    raise FormatError(
+        "a value does not fit float32",
+        where=where,
+        expected=f"a number up to {_FLOAT32_MAX:.7g}",
+        found=repr(value)[:80],
+    )
 
 
 def boolean(key: str, value: bool) -> KV:
@@ -73,7 +101,8 @@ class SourceTensor:
     """Where one tensor of the checkpoint lies, as its header says.
 
     *dtype* is the safetensors name ("BF16", "F16", "F32", ...); *shape* is row-major (the last dimension is
-    contiguous); *offset* is absolute in *path*, in bytes.
+    contiguous); *offset* is absolute in *path*, in bytes.  *view* gives its values where they are not simply these
+    bytes in their order: a matrix that was saved transposed, or that an adapter changes.
     """
 
     name: str
@@ -82,6 +111,7 @@ class SourceTensor:
     path: Path
     offset: int
     n_bytes: int
+    view: View | None = None
 
 
 class View(Protocol):
@@ -145,7 +175,7 @@ class Plan:
     """A whole GGUF file, decided before a weight is read.
 
     *tensors* are in file order.  *data_start* is the absolute offset of the data section (the header, padded),
-    *file_bytes* the exact size of the file.
+    *file_bytes* the exact size of the file.  *verbatim* is a GGUF that the file is a copy of, byte by byte.
     """
 
     recipe: str
@@ -154,14 +184,15 @@ class Plan:
     data_start: int
     file_bytes: int
     notes: tuple[str, ...] = ()
+    verbatim: Path | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model on this machine: *folder* holds the checkpoint.
+    """A model on this machine: *folder* holds the checkpoint; *gguf* is the file where the model is a GGUF.
 
-    *repository* ("org/name") and *commit* are None for a local folder; *name* is what the model is called.  An *alias*
-    may name the chat *family*.
+    *adapter* is the folder of an adapter that is merged into it.  *repository* ("org/name") and *commit* are None for a
+    local folder; *name* is what the model is called.  An *alias* may name the chat *family*.
     """
 
     name: str
@@ -171,6 +202,8 @@ class Source:
     commit: str | None = None
     alias: str | None = None
     family: str | None = None
+    gguf: Path | None = None
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,20 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
     """`--help` is where people start."""
     text = run("--help").output
-    for name in ("publish", "plan", "convert", "quantize", "modelfile", "pull", "serve", "run", "list", "rm", "models"):
+    for name in (
+        "publish",
+        "plan",
+        "convert",
+        "quantize",
+        "modelfile",
+        "pull",
+        "serve",
+        "run",
+        "list",
+        "rm",
+        "gc",
+        "models",
+    ):
         assert f"\n  {name} " in text
     assert "Exit codes: 0 done, 2 wrong usage" in text
 
@@ -156,6 +169,24 @@ BAD_INPUT: dict[str, tuple[str, Callable[[Any], Any], list[str]]] = {
         lambda c: c | {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}},
         ["rope scaling 'spiral' is not supported", "default"],
     ),
+    "two rope scalings": (
+        "config.json",
+        lambda c: (
+            c
+            | {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+            }
+        ),
+        ["'rope_parameters' and 'rope_scaling'", "contradict"],
+    ),
+    "a base as text": (
+        "config.json",
+        lambda c: c | {"rope_parameters": {"rope_type": "default", "rope_theta": "10000"}},
+        ["config.json", "rope_theta", "a number"],
+    ),
+    "NaN for a number": ("config.json", lambda c: c | {"rms_norm_eps": float("nan")}, ["rms_norm_eps", "finite"]),
+    "beyond float32": ("config.json", lambda c: c | {"rms_norm_eps": 1e300}, ["config.json", "rms_epsilon", "float32"]),
     "another activation": ("config.json", lambda c: c | {"hidden_act": "gelu"}, ["hidden_act", "'silu'"]),
     "packed weights": (
         "config.json",
@@ -188,6 +219,15 @@ def test_bad_input_is_named_and_nothing_is_left(case: str, run: Run, demo: Path,
     assert not list((tmp_path / "registry").rglob("sha256-*"))
 
 
+def test_an_unknown_class_with_no_close_one_lists_all(run: Run, demo: Path, tmp_path: Path) -> None:
+    """The message has every class that is supported, and names no command that does not exist."""
+    done = run("plan", _broken(tmp_path / "m", demo, "config.json", lambda c: c | {"architectures": ["Zzz"]}))
+    assert done.exit_code == 3
+    assert "LlamaForCausalLM" in done.stderr
+    assert "Qwen2ForCausalLM" in done.stderr
+    assert "--architectures" not in done.stderr
+
+
 def test_nan_weights_are_refused_by_name(run: Run, demo: Path, tmp_path: Path) -> None:
     """A NaN stops the work, and the message has tensor, row and column."""
     shutil.copytree(demo, tmp_path / "model")
@@ -210,6 +250,8 @@ def test_nan_weights_are_refused_by_name(run: Run, demo: Path, tmp_path: Path) -
     [
         (("publish", "no-such-model"), 2, "gguf-pipeline models"),
         (("publish", "demo", "--quant", "Q9_X"), 2, "unknown quantization Q9_X"),
+        (("plan", "demo", "--quant", ""), 2, "unknown quantization"),
+        (("modelfile", "demo", "-o", "/no/such/folder/Modelfile"), 2, "/no/such/folder/Modelfile"),
         (("publish", "demo", "--to", "moon"), 2, "no such publish target"),
         (("publish", "./nowhere"), 3, "nowhere"),
         (("publish", "demo", "--name", "A/B/C/D"), 2, "two parts at most"),

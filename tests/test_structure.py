@@ -16,12 +16,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up: a part may import parts of lower layers only, and never another part of its own.
 LAYERS = (
     ("errors",),
-    ("types", "discover", "data"),
+    ("types", "discover", "data", "strict_json"),
     ("views",),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
-    ("plan", "prove"),
-    ("encode", "report"),
+    ("blueprint", "prove"),
+    ("plan",),
+    ("encode", "report", "republish"),
     ("flow",),
     ("serve", "progress", "doctor", "chat", "preview"),
     ("commands",),

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import discover
 from pipeline.arch._base import Arch, Key, Literal, Row, pattern
-from pipeline.arch._config import ModelConfig
+from pipeline.arch._config import MAX_EXPERTS, MAX_LAYERS, ModelConfig
 from pipeline.arch._map import HEAD, HEADS, Mapped, MappedTensors, map_tensors
 from pipeline.arch._rope import check_rope
 from pipeline.errors import FormatError, PipelineError, UnsupportedError
@@ -17,6 +17,8 @@ from pipeline.errors import FormatError, PipelineError, UnsupportedError
 __all__ = [
     "HEAD",
     "HEADS",
+    "MAX_EXPERTS",
+    "MAX_LAYERS",
     "Arch",
     "Key",
     "Literal",
@@ -72,7 +74,8 @@ def match(config: Mapping[str, Any]) -> Arch:
             f"architecture {classes[0]!r} is not supported",
             where='config.json, key "architectures"',
             expected=f"one of {', '.join(sorted(by_class()))}",
-            hint=f"the closest is {close[0]}" if close else "see `gguf-pipeline models --architectures`",
+            found=repr(classes[0])[:80],
+            hint=f"the closest is {close[0]}" if close else None,
         )
     _check(arch, arch.config(config))
     _check_precision(arch, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,11 @@ _KINDS: dict[type[Any], str] = {
     dict: "an object",
     list: "a list",
 }
+
+
+# What llama.cpp has room for (LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS in llama-hparams.h).
+MAX_LAYERS = 512
+MAX_EXPERTS = 1024
 
 
 class ModelConfig:
@@ -64,7 +70,7 @@ class ModelConfig:
     def n_layers(self) -> int:
         """Number of transformer blocks."""
         return _within(
-            "num_hidden_layers", self.need(int, "num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1, 10_000
+            "num_hidden_layers", self.need(int, "num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1, MAX_LAYERS
         )
 
     @property
@@ -89,12 +95,12 @@ class ModelConfig:
     def n_experts(self) -> int:
         """Number of routed experts in a block; 0 for a dense model."""
         count = self.get(int, "num_local_experts", "num_experts", "n_routed_experts") or 0
-        return _within("num_experts", count, 0, 10_000)
+        return _within("num_experts", count, 0, MAX_EXPERTS)
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return int(self.get(int, "head_dim") or self.width // self.n_heads)
+        return _within("head_dim", self.get(int, "head_dim") or self.width // self.n_heads, 1, 1 << 20)
 
     @property
     def n_vocab(self) -> int:
@@ -128,7 +134,7 @@ class ModelConfig:
     @property
     def width_expert(self) -> int:
         """Inner width of one expert."""
-        return int(self.get(int, "moe_intermediate_size") or self.width_ffn)
+        return _within("moe_intermediate_size", self.get(int, "moe_intermediate_size") or self.width_ffn, 1, 1 << 24)
 
     @property
     def is_tied(self) -> bool:
@@ -141,10 +147,37 @@ class ModelConfig:
 
         transformers 4 keeps `rope_theta` beside `rope_scaling`, whose kind is called `type` or `rope_type`.  Of several
         settings for several kinds of attention, these are those of full attention.
+
+        Raises:
+            FormatError: if both `rope_parameters` and `rope_scaling` are there and say different things: transformers 4
+                and 5 would then compute different models.
         """
-        found = dict(self.get(dict, "rope_parameters") or self.get(dict, "rope_scaling") or {})
-        merged = dict(ModelConfig(found).get(dict, "full_attention") or found)
-        merged["rope_type"] = merged.get("rope_type") or merged.pop("type", None) or "default"
+        parameters = self.get(dict, "rope_parameters") or {}
+        scaling = self.get(dict, "rope_scaling") or {}
+        full = ModelConfig(parameters).get(dict, "full_attention")
+        if not (parameters and scaling):
+            return self._standard_rope(
+                full or parameters or ModelConfig(scaling).get(dict, "full_attention") or scaling
+            )
+        # Like `convert_rope_params_to_dict` in transformers 5: rope_scaling wins, or completes full attention.
+        kept = self._standard_rope(full or parameters)
+        taken = self._standard_rope({**(full or {}), **scaling})
+        differing = sorted(key for key in kept | taken if kept.get(key) != taken.get(key))
+        if differing:
+            raise FormatError(
+                "rope_parameters and rope_scaling contradict each other",
+                where=f"config.json, keys 'rope_parameters' and 'rope_scaling', {differing[0]!r}",
+                expected="one of them, or the same in both",
+                found=f"{kept.get(differing[0])!r:.80} and {taken.get(differing[0])!r:.80}",
+                hint="transformers 5 takes rope_scaling, transformers 4 knows nothing else: keep what the model was "
+                "trained with",
+            )
+        return taken
+
+    def _standard_rope(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        merged = dict(found)
+        older = merged.pop("type", None)
+        merged["rope_type"] = merged.get("rope_type") or older or "default"
         for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
             if merged.get(key) is None:
                 merged[key] = self.raw.get(key)
@@ -180,7 +213,10 @@ class ModelConfig:
 def _within(name: str, value: int, low: int, high: int) -> int:
     if not low <= value <= high:
         raise FormatError(
-            "a value is out of range", where=f"config.json, key {name!r}", expected=f"{low} to {high}", found=value
+            "a value is out of range",
+            where=f"config.json, key {name!r}",
+            expected=f"{low} to {high}",
+            found=repr(value)[:80],
         )
     return value
 
@@ -194,4 +230,19 @@ def _checked(kind: type[Any], name: str, value: Any) -> Any:
             expected=_KINDS[kind],
             found=repr(value)[:80],
         )
-    return float(value) if accepted == (int, float) else value
+    return _finite(name, value) if accepted == (int, float) else value
+
+
+def _finite(name: str, value: float) -> float:
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of some hundred digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise FormatError(
+            "a value is not a finite number",
+            where=f"config.json, key {name!r}",
+            expected="a finite number",
+            found=repr(value)[:80],
+        )
+    return number

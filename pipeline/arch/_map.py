@@ -13,7 +13,7 @@ from pipeline.arch._base import Arch, Row, pattern
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.types import SourceTensor, View
-from pipeline.views import Stored
+from pipeline.views import view_of
 
 HEAD = "lm_head.weight"
 HEADS = (HEAD, "embed_out.weight")
@@ -152,9 +152,11 @@ def _blocks(row: Row, config: ModelConfig) -> Sequence[int]:
 
 
 def _output(arch: Arch, row: Row, bid: int, sources: list[SourceTensor], config: ModelConfig) -> Mapped:
-    views: list[View] = [Stored(source) for source in sources]
+    views: list[View] = [view_of(source) for source in sources]
     is_single = len(row.patterns) == 1 and "{xid}" not in row.patterns[0]
     try:
+        if row.steps and any(not view.shape for view in views):
+            raise FormatError("a tensor has no dimensions", expected="rows of weights", found="a single number")
         view = views[0] if is_single else row.merge(config, views)
         for step in row.steps:
             view = step(config, view)

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.arch._base import Literal
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError, UnsupportedError
+from pipeline.types import to_float32
 
 # What llama.cpp takes for the range of YaRN; the keys that say otherwise are read for few architectures only.
 _YARN_RANGE = {"beta_fast": 32.0, "beta_slow": 1.0}
@@ -72,7 +73,7 @@ def longrope_factors(config: ModelConfig) -> tuple[Literal, ...]:
     tables = []
     for kind in ("long", "short"):
         values = rope.need(list, f"{kind}_factor")
-        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0]
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < math.inf]
         if not len(values) == len(numbers) == config.width_rope // 2:
             raise FormatError(
                 "longrope scaling has impossible factors",
@@ -80,7 +81,8 @@ def longrope_factors(config: ModelConfig) -> tuple[Literal, ...]:
                 expected=f"{config.width_rope // 2} positive numbers, one for each rotary pair",
                 found=f"{len(values)}: {values!r}"[:80],
             )
-        tables.append(Literal(f"rope_factors_{kind}.weight", tuple(map(float, values))))
+        where = f"config.json, rope scaling, key '{kind}_factor'"
+        tables.append(Literal(f"rope_factors_{kind}.weight", tuple(to_float32(where, v) for v in values)))
     return tuple(tables)
 
 
@@ -94,10 +96,18 @@ def longrope_attention(config: ModelConfig) -> float | None:
     if rope.raw["rope_type"] not in LONGROPE:
         return None
     given: float | None = rope.get(float, "attention_factor")
-    original = rope.need(int, "original_max_position_embeddings")
-    scale = config.need(int, "max_position_embeddings") / original
     if given is not None:
         return given
+    original = rope.need(int, "original_max_position_embeddings")
+    context = config.need(int, "max_position_embeddings")
+    if not (1 < original < 1 << 32 and 0 < context < 1 << 32):
+        raise FormatError(
+            "longrope scaling has an impossible context",
+            where="config.json, keys 'original_max_position_embeddings' and 'max_position_embeddings'",
+            expected="more than one token, in 32 bits",
+            found=f"{original} and {context}"[:80],
+        )
+    scale = context / original
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
 
 
@@ -110,21 +120,27 @@ def llama3_frequencies(config: ModelConfig) -> tuple[Literal, ...]:
     rope = ModelConfig(config.rope)
     if rope.raw["rope_type"] != "llama3":
         return ()
-    factor, low, high = (rope.need(float, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    context = rope.need(int, "original_max_position_embeddings")
-    if min(factor, low, high, context) <= 0 or low == high:
+    factor, low, high, context, theta = numbers = [
+        rope.need(float, key)
+        for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "rope_theta")
+    ]
+    divisors = _llama3_divisors(config.head_dim, *numbers) if min(numbers) > 0 and low < high else np.zeros(1)
+    if not np.all(np.isfinite(divisors) & (divisors > 0)):
         raise FormatError(
             "llama3 rope scaling has impossible factors",
             where="config.json, rope scaling",
             expected="positive numbers, low_freq_factor below high_freq_factor",
-            found=f"factor {factor}, low {low}, high {high}, context {context}",
+            found=f"factor {factor}, low {low}, high {high}, context {context}, theta {theta}",
         )
-    width = config.head_dim
-    exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    wavelength = np.float32(2 * math.pi) * np.power(np.float32(rope.need(float, "rope_theta")), exponent)
-    smooth = (np.float32(context) / wavelength - np.float32(low)) / np.float32(high - low)
-    blended = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
-    divisors = np.where(
-        wavelength < context / high, np.float32(1), np.where(wavelength > context / low, np.float32(factor), blended)
-    )
     return (Literal("rope_freqs.weight", tuple(float(d) for d in divisors)),)
+
+
+def _llama3_divisors(width: int, factor: float, low: float, high: float, context: float, theta: float) -> np.ndarray:
+    """Compute the divisors, float32 (width / 2); what cannot be computed is not finite."""
+    exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    with np.errstate(all="ignore"):
+        wavelength = np.float32(2 * math.pi) * np.power(np.float32(theta), exponent)
+        smooth = (np.float32(context) / wavelength - np.float32(low)) / np.float32(high - low)
+        blended = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
+        long = np.where(wavelength > context / low, np.float32(factor), blended)
+        return np.where(wavelength < context / high, np.float32(1), long)

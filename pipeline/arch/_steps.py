@@ -71,6 +71,8 @@ def part(number: int, of: int) -> Step:
     """
 
     def step(_config: ModelConfig, view: View) -> View:
+        if len(view.shape) < 2:
+            raise FormatError("a tensor is no matrix", expected="two dimensions or more", found=view.shape)
         *outer, total, n_cols = view.shape
         if total % of:
             raise FormatError("rows do not split into parts", expected=f"a multiple of {of} rows", found=total)

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint._json import json_type, read_json
 from pipeline.errors import FormatError, UnsupportedError
+from pipeline.strict_json import json_type, read_json
 
 _MAX_BYTES = 1_000_000
 _MODULES = "modules.json"

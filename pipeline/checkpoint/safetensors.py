@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.checkpoint._json import json_type, parse_object, shorten
 from pipeline.errors import FormatError, UnsupportedError
+from pipeline.strict_json import json_type, parse_object, shorten
 from pipeline.types import FileHead, SourceTensor
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ResourceError, UnsupportedError
-from pipeline.tokenizer._json import short
+from pipeline.strict_json import short
 from pipeline.tokenizer.pretokenizers import HOW_TO_ADD, ROWS, Row, pretokenizers, write_steps
 from pipeline.tokenizer.texts import crossings, texts
 

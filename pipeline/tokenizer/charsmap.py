@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import FormatError
-from pipeline.tokenizer._json import short
+from pipeline.strict_json import short
 
 MAX_BYTES = 1 << 20  # the largest known has about 320,000
 _LABELS = np.arange(1, 256, dtype=np.uint32)  # no text holds a NUL that would match

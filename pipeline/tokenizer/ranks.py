@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.tokenizer._json import expect, optional, read_object, read_text, short
+from pipeline.strict_json import expect, optional, read_object, read_text, short
 from pipeline.tokenizer.pretokenizers import QWEN2
 from pipeline.tokenizer.tokenizer_json import TokenizerJson, check_id, parse_document
 from pipeline.tokenizer.vocabulary import MAX_TOKENS

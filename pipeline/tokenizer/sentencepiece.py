@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError
-from pipeline.tokenizer._json import read_optional, short
+from pipeline.strict_json import read_optional, short
 from pipeline.tokenizer.sentencepiece_model import SentencePieceModel
 from pipeline.tokenizer.tokenizer_json import SENTENCEPIECE, TokenizerJson, check_id, read_decoder
 from pipeline.tokenizer.vocabulary import AddedToken, Slots, Vocabulary, added_text, added_type, fit

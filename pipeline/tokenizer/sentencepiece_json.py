@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import UnsupportedError
-from pipeline.tokenizer._json import optional, short
+from pipeline.strict_json import optional, short
 from pipeline.tokenizer.bpe import strip_notes
-from pipeline.tokenizer.pretokenizers import normalizers
+from pipeline.tokenizer.pretokenizers import normalizers, pretokenizers
 from pipeline.tokenizer.sentencepiece import ADDED_SCORE
 from pipeline.tokenizer.sentencepiece_model import require_bytes
 from pipeline.tokenizer.tokenizer_json import SENTENCEPIECE, TokenizerJson
@@ -49,6 +49,14 @@ def space_prefix(source: TokenizerJson) -> bool:
                 found=short(step),
             )
     return _metaspace_prefix(source) or prefix
+
+
+def prefix_notes(source: TokenizerJson) -> tuple[str, ...]:
+    """Say where llama.cpp puts more blanks: it puts one before every piece of text between special tokens."""
+    steps = pretokenizers(source.pre_tokenizer, source.path)
+    if not any(step.get("prepend_scheme") == "first" for step in steps):
+        return ()
+    return ("llama.cpp puts a blank after each special token, too, this tokenizer only before the text",)
 
 
 def json_vocabulary(source: TokenizerJson, n_rows: int | None, model_type: str | None) -> Vocabulary:
@@ -116,8 +124,9 @@ def _piece_type(text: str, source: TokenizerJson) -> TokenType:
 def _added(token: AddedToken, source: TokenizerJson, with_merges: bool) -> tuple[str, TokenType]:
     """Give text and type of an added token.
 
-    Runs of blanks stay normal pieces: as user-defined ones they would be cut out before the merges, which the
-    reference does only for a literal U+2581.
+    Runs of blanks stay normal pieces with U+2581, so that real blanks follow the merges as in the reference and are
+    printed as blanks.  Typed user-defined they would be cut out before the merges (with real blanks), or be printed as
+    U+2581 (with that).  What is lost is a run of U+2581 typed by the user: the reference cuts it out as one token.
     """
     if token.content == source.unk:
         return token.content, TokenType.CONTROL if with_merges else TokenType.UNKNOWN

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import FormatError, UnsupportedError
+from pipeline.strict_json import read_bytes, short
 from pipeline.tokenizer import _protobuf as wire
-from pipeline.tokenizer._json import read_bytes, short
 from pipeline.tokenizer.tokenizer_json import MAX_SCORE, SENTENCEPIECE, UNIGRAM
 from pipeline.tokenizer.vocabulary import MAX_TOKENS, TokenType, is_byte
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UnsupportedError
+from pipeline.strict_json import read_optional
 from pipeline.tokenizer.ranks import QWEN_DEFAULTS, TEKKEN_DEFAULTS, read_tekken, read_tiktoken
 from pipeline.tokenizer.sentencepiece_model import SentencePieceModel, read_model
 from pipeline.tokenizer.tokenizer_json import SENTENCEPIECE, UNIGRAM, TokenizerJson, read_tokenizer_json
@@ -46,13 +47,14 @@ class Source:
         return None if self.model is None else _POST_PROCESSORS.get(self.model.path.name)
 
 
-def read_source(folder: Path, tokenizer_config: dict[str, Any]) -> Source:
+def read_source(folder: Path) -> Source:
     """Read the tokenizer of *folder*: tokenizer.json first, then the forms that came before it.
 
     Raises:
         FormatError: if a file is not what it claims.
         UnsupportedError: if there is none, or none that llama.cpp can follow.
     """
+    tokenizer_config = read_optional(folder / "tokenizer_config.json")
     path = folder / "tokenizer.json"
     if path.is_file():
         document = read_tokenizer_json(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError
-from pipeline.tokenizer._json import expect, optional, short
+from pipeline.strict_json import expect, optional, short
 from pipeline.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
 # Kinds in the order of the official converter, with their GGUF keys (the misspelt one is the format's own).

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.tokenizer._json import expect, optional, read_object, short
+from pipeline.strict_json import expect, optional, read_object, short
 from pipeline.tokenizer.pretokenizers import normalizers
 from pipeline.tokenizer.vocabulary import BLANK, MAX_TOKENS, AddedToken
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import FormatError, UnsupportedError
+from pipeline.strict_json import optional, short
 from pipeline.tokenizer import charsmap
-from pipeline.tokenizer._json import optional, short
 from pipeline.tokenizer.bpe import strip_notes
 from pipeline.tokenizer.pretokenizers import normalizers, pretokenizers
 from pipeline.tokenizer.sentencepiece import ADDED_SCORE, UNUSED_SCORE
+from pipeline.tokenizer.sentencepiece_json import prefix_notes
 from pipeline.tokenizer.sentencepiece_model import SentencePieceModel
 from pipeline.tokenizer.tokenizer_json import UNIGRAM, TokenizerJson
 from pipeline.tokenizer.vocabulary import (
@@ -100,7 +101,7 @@ def unigram_vocabulary(
         scores=tuple(_float32(scores.get(i, UNUSED_SCORE)) for i in range(n_tokens)),
         options=_options(pieces),
         ids=pieces.ids,
-        notes=(*_notes(pieces), *left_out, *strip_notes(fitting)),
+        notes=(*_notes(pieces), *left_out, *strip_notes(fitting), *(prefix_notes(source) if source else ())),
     )
 
 

@@ -9,7 +9,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from pipeline.errors import FormatError
-from pipeline.tokenizer._json import short
+from pipeline.strict_json import short
 from pipeline.types import KV
 
 BLANK = "\u2581"  # SentencePiece writes a space as this character

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.tokenizer._json import MAX_JSON_BYTES, optional, read_text, short
+from pipeline.strict_json import MAX_JSON_BYTES, optional, read_text, short
 from pipeline.tokenizer.pretokenizers import normalizers, pretokenizers
 from pipeline.tokenizer.tokenizer_json import CONTINUING, WORDPIECE, TokenizerJson, read_decoder
 from pipeline.tokenizer.vocabulary import (
