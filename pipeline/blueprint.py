@@ -22,7 +22,7 @@ from pipeline.views import Constant, Stored, item_bytes
 BYTE_VERSION = 1
 
 PRECISIONS = ("F32", "F16", "BF16")
-KEPT = ("MXFP4",)  # packed by the model's makers; every recipe keeps it as it is
+PACKED = ("MXFP4",)  # by the model's makers; recipes keep it as it is
 
 # Matrices that llama.cpp's graphs want in float32, beside all vectors and norms.
 _ALWAYS_F32 = (
@@ -89,7 +89,7 @@ class Blueprint:
     @property
     def precision(self) -> str:
         """The type most weights have: the file type that "auto" stands for."""
-        totals = dict.fromkeys((*PRECISIONS, *KEPT), 0)
+        totals = dict.fromkeys(PRECISIONS, 0)
         for draft in self.drafts:
             if len(draft.shape) > 1:
                 totals[draft.type] = totals.get(draft.type, 0) + draft.n_elements
@@ -166,7 +166,7 @@ def _own_type(name: str, view: View) -> str:
         raise FormatError("a tensor has no dimensions", where=where, expected="weights", found="a single number")
     if 0 in view.shape:
         raise FormatError("a tensor is empty", where=where, expected="at least one weight", found=view.shape)
-    if view.dtype in KEPT:
+    if view.dtype in PACKED:
         return view.dtype
     if view.dtype not in PRECISIONS:
         raise UnsupportedError(

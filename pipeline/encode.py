@@ -23,7 +23,6 @@ from pipeline.checkpoint import TensorReader
 from pipeline.errors import FormatError
 from pipeline.gguf import GgufWriter, tensor_bytes
 from pipeline.types import Blob, Plan, PlannedTensor, View
-from pipeline.views import ITEM_BYTES
 
 # Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
 TILE_ELEMENTS = 1 << 19
@@ -197,10 +196,11 @@ def _decode(
     reader: TensorReader, raw: np.ndarray, floats: np.ndarray, view: View, tensor: PlannedTensor, first_row: int
 ) -> None:
     """Give the float32 values of a tile; of a quantized one (requantizing) they are checked here."""
-    if view.dtype in ITEM_BYTES:
+    kind = quant.get(view.dtype)
+    if kind.block_size == 1:
         reader.decode(view.dtype, raw, floats)
         return
-    quant.get(view.dtype).dequantize_rows(raw, floats)
+    kind.dequantize_rows(raw, floats)
     _check_finite(floats.view(np.uint8), "F32", view, tensor, first_row)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline import gguf, quant
-from pipeline.blueprint import PRECISIONS, Blueprint, Draft, Finished
+from pipeline.blueprint import PACKED, PRECISIONS, Blueprint, Draft, Finished
 from pipeline.errors import UnsupportedError
 from pipeline.types import Plan, PlannedTensor, u32
 
@@ -36,7 +36,8 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     else:
         rule = _recipe(recipe)
         facts = [quant.TensorFacts(d.name, d.shape, d.type) for d in blueprint.drafts]
-        types, file_type = quant.assign_types(rule, facts, blueprint.model), rule.file_type
+        chosen, file_type = quant.assign_types(rule, facts, blueprint.model), rule.file_type
+        types = [d.type if _is_kept(d, blueprint) else t for d, t in zip(blueprint.drafts, chosen, strict=True)]
     for draft, type_ in zip(blueprint.drafts, types, strict=True):
         if draft.type != type_ and draft.type not in PRECISIONS:
             _check_requantize(draft, type_, blueprint.requantize)
@@ -50,6 +51,11 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     data_start = len(gguf.encode_header(metadata, entries, ALIGNMENT))
     end = tensors[-1].offset + tensors[-1].n_bytes if tensors else 0
     return Plan(recipe, metadata, tensors, data_start, data_start + _padded(end), blueprint.notes)
+
+
+def _is_kept(draft: Draft, blueprint: Blueprint) -> bool:
+    """Say whether no recipe changes a tensor; llama-quantize leaves one if told so with --tensor-type."""
+    return draft.type in PACKED and not blueprint.requantize
 
 
 def _check_alignment(blueprint: Blueprint) -> None:

@@ -28,3 +28,14 @@ def test_quantized_files_equal_those_of_llama_quantize(name: str, llama: Any, si
         program, kept = llama.program("llama-quantize"), KEPT.get(name, ())
         subprocess.run([program, *kept, source, theirs, recipe], check=True, capture_output=True, timeout=60)
         assert ours.read_bytes() == theirs.read_bytes(), recipe
+
+
+@pytest.mark.native
+def test_packed_experts_are_quantized_again_on_request(llama: Any, silent_log: Any, tmp_path: Path) -> None:
+    """With leave to quantize twice, MXFP4 becomes what llama-quantize makes of it under --allow-requantize."""
+    source, ours, theirs = (tmp_path / name for name in ("auto.gguf", "ours.gguf", "theirs.gguf"))
+    flow.convert(str(FIXTURES / "gpt_oss"), source, "auto", silent_log)
+    flow.quantize(source, ours, "Q4_K_M", silent_log, requantize=True)
+    program = [llama.program("llama-quantize"), "--allow-requantize"]
+    subprocess.run([*program, source, theirs, "Q4_K_M"], check=True, capture_output=True, timeout=60)
+    assert ours.read_bytes() == theirs.read_bytes()
