@@ -10,7 +10,7 @@ import contextlib
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from pipeline import quant
 from pipeline.checkpoint import TensorReader
 from pipeline.errors import FormatError
 from pipeline.gguf import GgufWriter
+from pipeline.measure import ErrorMeter, Sums, keeps_values
 from pipeline.types import Blob, Plan, PlannedTensor, View
 
 # Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
@@ -74,8 +75,21 @@ class _Scratch:
         return self.bytes("floats", n_rows, n_cols * 4).view(np.float32)
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """What became of a tile, for each output: its bytes (n_rows, row_bytes), and sums of errors where measured."""
+
+    parts: list[np.ndarray]
+    sums: list[Sums | None]
+
+
 def encode(
-    outputs: Sequence[Output], reader: TensorReader, *, threads: int = 0, progress: Progress | None = None
+    outputs: Sequence[Output],
+    reader: TensorReader,
+    *,
+    threads: int = 0,
+    progress: Progress | None = None,
+    meter: ErrorMeter | None = None,
 ) -> list[Blob]:
     """Write the files of *outputs*, which are plans of one blueprint, and return their digests in the same order.
 
@@ -84,6 +98,7 @@ def encode(
         reader: reads the source tensors.
         threads: worker threads; 0 means one for each core.
         progress: called with the weights done and the weights in all, from the calling thread.
+        meter: measures the errors of what is encoded.
 
     Raises:
         FormatError: if a source is truncated, or holds NaN or Inf, or does not fit the type of an output.
@@ -95,13 +110,16 @@ def encode(
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(GgufWriter(out.path, out.plan)) for out in outputs]
         pool = stack.enter_context(ThreadPoolExecutor(workers, "encode"))
-        for tile, parts in _in_order(pool, workers, _tiles(outputs), reader):
-            for writer, tensor, part in zip(writers, tile.tensors, parts, strict=True):
+        tiles = _tiles(zip(*(out.plan.tensors for out in outputs), strict=True))
+        for tile, encoded in _in_order(pool, workers, tiles, reader, meter):
+            for output, (writer, tensor, part) in enumerate(zip(writers, tile.tensors, encoded.parts, strict=True)):
                 if tile.first == 0:
                     writer.begin(tensor)
                 writer.write(part)
                 if tile.stop == tensor.n_rows:
                     writer.end()
+                if meter and (sums := encoded.sums[output]):
+                    meter.add(output, tensor, sums)
             done += (tile.stop - tile.first) * tile.tensors[0].n_cols
             if progress:
                 progress(done, total)
@@ -121,8 +139,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _tiles(outputs: Sequence[Output]) -> Iterator[_Tile]:
-    for tensors in zip(*(out.plan.tensors for out in outputs), strict=True):
+def _tiles(planned: Iterable[tuple[PlannedTensor, ...]]) -> Iterator[_Tile]:
+    for tensors in planned:
         n_rows, n_cols = tensors[0].n_rows, tensors[0].n_cols
         step = max(1, TILE_ELEMENTS // n_cols)
         for first in range(0, n_rows, step):
@@ -130,15 +148,19 @@ def _tiles(outputs: Sequence[Output]) -> Iterator[_Tile]:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, workers: int, tiles: Iterator[_Tile], reader: TensorReader
-) -> Iterator[tuple[_Tile, list[np.ndarray]]]:
+    pool: ThreadPoolExecutor,
+    workers: int,
+    tiles: Iterator[_Tile],
+    reader: TensorReader,
+    meter: ErrorMeter | None = None,
+) -> Iterator[tuple[_Tile, _Encoded]]:
     """Encode tiles on the pool, a few ahead of the writer, and give them back in their order."""
     free: queue.SimpleQueue[_Scratch] = queue.SimpleQueue()
     for _ in range(workers + 2):
         free.put(_Scratch())
-    waiting: deque[tuple[_Tile, _Scratch, Future[list[np.ndarray]]]] = deque()
+    waiting: deque[tuple[_Tile, _Scratch, Future[_Encoded]]] = deque()
 
-    def oldest() -> Iterator[tuple[_Tile, list[np.ndarray]]]:
+    def oldest() -> Iterator[tuple[_Tile, _Encoded]]:
         tile, scratch, future = waiting.popleft()
         yield tile, future.result()
         free.put(scratch)
@@ -148,7 +170,7 @@ def _in_order(
             if free.empty():
                 yield from oldest()
             scratch = free.get()
-            waiting.append((tile, scratch, pool.submit(_encode_tile, tile, reader, scratch)))
+            waiting.append((tile, scratch, pool.submit(_encode_tile, tile, reader, scratch, meter)))
         while waiting:
             yield from oldest()
     finally:
@@ -156,8 +178,8 @@ def _in_order(
             future.cancel()
 
 
-def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[np.ndarray]:
-    """Return the bytes (n_rows, row_bytes) of one tile for each output."""
+def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch, meter: ErrorMeter | None) -> _Encoded:
+    """Read, check and decode one tile, and encode it for each output; a type that several want is made once."""
     tensor = tile.tensors[0]
     view = tensor.view
     assert view is not None  # noqa: S101  only hand-made plans, for headers, have none
@@ -167,6 +189,7 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[n
     _check_finite(raw, view, tensor, tile.first)
     floats: np.ndarray | None = None
     made = {view.dtype: raw}
+    sums: dict[str, Sums] = {}
     for planned in tile.tensors:
         if planned.type in made:
             continue
@@ -178,8 +201,10 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[n
         kind.quantize_rows(floats, part)
         if planned.type == "F16":
             _check_overflow(part, floats, planned, tile.first)
+        if meter and not keeps_values(view.dtype, planned.type):
+            sums[planned.type] = meter.measure(planned, floats, part, tile.first)
         made[planned.type] = part
-    return [made[planned.type] for planned in tile.tensors]
+    return _Encoded([made[t.type] for t in tile.tensors], [sums.get(t.type) for t in tile.tensors])
 
 
 def _check_finite(raw: np.ndarray, view: View, tensor: PlannedTensor, first_row: int) -> None:

@@ -7,7 +7,6 @@ alone.  Each stage lives in its own package; this file only joins them.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -22,7 +21,10 @@ from pipeline.checkpoint import Checkpoint, TensorReader, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
 from pipeline.gguf import read_gguf
+from pipeline.measure import LEVELS, ErrorMeter
+from pipeline.provenance import SourceFile, SourceHashes, files_of
 from pipeline.report import Report
+from pipeline.runtime import runtime_at_hand
 from pipeline.source import resolve
 from pipeline.store import Store
 from pipeline.tokenizer import Tokenizer, read_tokenizer
@@ -47,7 +49,8 @@ class Job:
     """What to publish, and where.
 
     *quants* are recipe names, the first is also tagged "latest".  *name* is "model" or "namespace/model"; without it
-    the alias or the repository names the model.
+    the alias or the repository names the model.  *errors* says which rows are compared with the source (a name in
+    measure.LEVELS).
     """
 
     model: str
@@ -59,6 +62,7 @@ class Job:
     with_template: bool = False
     templates: Path | None = None
     overrides: modelfiles.Overrides = field(default_factory=modelfiles.Overrides)
+    errors: str = "sample"
 
 
 @dataclass(frozen=True)
@@ -77,19 +81,44 @@ def package(job: Job, log: Log) -> Report:
     Raises:
         PipelineError: from any stage; nothing is published then, but by a ProofError, which comes after.
     """
-    started = time.monotonic()
+    clock, meter = reports.Stopwatch(), make_meter(job)
     prepared = prepare(job.model, log)
     planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
     modelfile = make_modelfile(prepared, job)
-    with publish.open_target(job.target) as target:
+    clock.lap("read")
+    with publish.open_target(job.target) as target, hashed_sources(prepared, planned) as hashes:
         with target.staging([plan.file_bytes for plan in planned]) as paths:
-            blobs = write(planned, paths, log, job.threads)
+            blobs = write(planned, paths, log, job.threads, meter)
+            clock.lap("write")
+            sources = hashes.result()
+            clock.lap("hash sources")
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
             published = target.publish(release, log.stage)
+            clock.lap("publish")
         checks = proof(job, prepared, target.store, published, log)
-    made = make_report(job, prepared, planned, blobs, modelfile, published, checks, time.monotonic() - started)
+        clock.lap("prove")
+    made = make_report(job, prepared, planned, blobs, modelfile, published, checks, sources, meter, clock)
     reports.save(made)
+    prove.refuse_differences(published.names[0], checks)
     return made
+
+
+def make_meter(job: Job) -> ErrorMeter | None:
+    """Make what measures the errors that *job* asks for.
+
+    Raises:
+        UsageError: if *job* asks for something else than is known.
+    """
+    if job.errors not in LEVELS:
+        raise UsageError("no such way to measure errors", expected=" or ".join(LEVELS), found=job.errors)
+    every = LEVELS[job.errors]
+    return ErrorMeter(every) if every else None
+
+
+def hashed_sources(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:
+    """Make what hashes the files that *planned* are made of, while they are written."""
+    weights = {source.path for tensor in planned[0].tensors if tensor.view for source in tensor.view.sources}
+    return SourceHashes(prepared.source.folder, files_of(prepared.source.folder, weights))
 
 
 def prepare(model: str, log: Log) -> Prepared:
@@ -119,13 +148,15 @@ def quantize(gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0) ->
     return plan, write([plan], [path], log, threads)[0]
 
 
-def write(planned: Sequence[Plan], paths: Sequence[Path], log: Log, threads: int = 0) -> list[Blob]:
-    """Read every source tensor once and write all planned files."""
+def write(
+    planned: Sequence[Plan], paths: Sequence[Path], log: Log, threads: int = 0, meter: ErrorMeter | None = None
+) -> list[Blob]:
+    """Read every source tensor once and write all planned files; *meter* measures their errors."""
     check_disk(planned, paths)
     names = ", ".join(plan.recipe for plan in planned)
     outputs = [Output(plan, path) for plan, path in zip(planned, paths, strict=True)]
     with TensorReader() as reader, log.bar(f"writing {names}") as progress:
-        return encode(outputs, reader, threads=threads, progress=progress)
+        return encode(outputs, reader, threads=threads, progress=progress, meter=meter)
 
 
 def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
@@ -210,9 +241,7 @@ def proof(job: Job, prepared: Prepared, store: Store, published: publish.Publish
     tokenizer = prepared.tokenizer
     tokens = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
     proven = prove.run(job.proof, store, names, chat_template=tokenizer.chat_template, tokens=tokens, log=log.stage)
-    checks = (*proven, *published.checks)
-    prove.refuse_differences(names[0], checks)
-    return checks
+    return (*proven, *published.checks)
 
 
 def make_report(
@@ -223,23 +252,38 @@ def make_report(
     modelfile: Modelfile,
     published: publish.Published,
     checks: tuple[Check, ...],
-    seconds: float,
+    sources: tuple[SourceFile, ...],
+    meter: ErrorMeter | None,
+    clock: reports.Stopwatch,
 ) -> Report:
     """Say what was made of what, and what was proven."""
     digests = {name.tag: (str(name), digest) for name, digest in zip(published.names, published.digests, strict=True)}
     files = tuple(
-        reports.PublishedFile(*digests[plan.recipe], plan.recipe, blob.digest, blob.size, reports.count_types(plan))
-        for plan, blob in zip(planned, blobs, strict=True)
+        reports.PublishedFile(
+            *digests[plan.recipe],
+            plan.recipe,
+            blob.digest,
+            blob.size,
+            reports.count_types(plan),
+            reports.describe_tensors(plan, meter.errors(number, plan.tensors) if meter else None),
+        )
+        for number, (plan, blob) in enumerate(zip(planned, blobs, strict=True))
     )
     return Report(
         model=job.model,
         source=reports.describe_source(prepared.source),
+        sources=sources,
         files=files,
         checks=checks,
         notes=prepared.blueprint.notes,
         commands=published.commands,
         family=modelfile.family,
         pre_tokenizer=prepared.tokenizer.pre,
-        seconds=seconds,
+        tokenizer=reports.describe_tokenizer(prepared.blueprint.metadata),
+        errors=job.errors,
+        sample_every=meter.every if meter else None,
+        llama_cpp=None if job.proof == "none" else runtime_at_hand(),
+        timings=clock.stages(),
+        seconds=clock.seconds,
         path=reports.report_path(files[0].name),
     )

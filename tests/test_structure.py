@@ -20,7 +20,7 @@ LAYERS = (
     ("views",),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
-    ("plan", "prove"),
+    ("plan", "prove", "measure", "provenance"),
     ("encode", "report"),
     ("flow",),
     ("serve", "progress", "doctor", "chat", "preview"),

@@ -9,7 +9,7 @@ import click
 from pipeline.commands._common import pasteable, size
 
 if TYPE_CHECKING:
-    from pipeline.report import Report
+    from pipeline.report import PublishedFile, Report
 
 _MARKS = {"proven": "ok", "not checked": "--", "different": "!!"}
 
@@ -18,6 +18,7 @@ def report(made: Report) -> None:
     """Print what was published, what was proven, and the commands to paste."""
     for item in made.files:
         click.echo(f"{item.name}  {size(item.size)}  {item.digest}")
+        click.echo(f"  {_worst(item, made)}")
     click.echo("")
     for check in made.checks:
         click.echo(
@@ -29,6 +30,15 @@ def report(made: Report) -> None:
     click.echo("\nNow paste:\n")
     for command in made.commands:
         click.echo(f"    {pasteable(command)}")
+
+
+def _worst(item: PublishedFile, made: Report) -> str:
+    measured = [(t.error.relative, t) for t in item.tensors if t.error and t.error.relative is not None]
+    if not measured:
+        return "errors were not measured"
+    relative, worst = max(measured, key=lambda pair: pair[0])
+    rows = f", 1 row of {made.sample_every} measured" if made.errors == "sample" else ""
+    return f"largest error: {100 * relative:.2g} % of {worst.name} ({worst.type}){rows}"
 
 
 def preview(planned: list[dict[str, Any]]) -> None:

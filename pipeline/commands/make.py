@@ -69,14 +69,21 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
     show_default=True,
     help="What to check afterwards.",
 )
+@click.option(
+    "--errors",
+    type=click.Choice(["none", "sample", "all"]),
+    default="sample",
+    show_default=True,
+    help="Rows to compare with the source, for the report; all takes up to twice the time.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
 @_modelfile_options
 @threads_option
 @json_option
 def publish(
-    model: str, quant: str | None, target: str, name: str | None, proof: str, dry_run: bool, system: str | None,
-    num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None, threads: int,
-    as_json: bool,
+    model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
+    system: str | None, num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None,
+    threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -84,7 +91,7 @@ def publish(
 
     job = flow.Job(
         model, recipes_for(model, quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters),
+        _overrides(system, num_ctx, parameters), errors,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:

@@ -122,11 +122,21 @@ def _prompts(session: ChatSession, template: str | None, tokens: dict[str, str])
             expected = render_chat(template, messages, bos_token=tokens["bos_token"], eos_token=tokens["eos_token"])
         except TemplateRaised:
             continue  # the template refuses this kind of conversation, and so will the engine
-        found = session.apply_template(messages)
+        expected, found = (_without_bos(text, tokens) for text in (expected, session.apply_template(messages)))
         compared += 1
-        if _without_bos(found, tokens) != _without_bos(expected, tokens):
-            return Check("prompt", "different", f"{messages}: expected {expected!r}, llama.cpp renders {found!r}")
+        if found != expected:
+            said = [message["content"] for message in messages]
+            return Check("prompt", "different", f"in {said}, {_first_difference(expected, found)}")
     return Check("prompt", "proven", f"{compared} conversations rendered alike")
+
+
+def _first_difference(expected: str, found: str) -> str:
+    """Say where two prompts part, with what stands there in each."""
+    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+    if at is None:
+        at = min(len(expected), len(found))
+    start, stop = max(0, at - 20), at + 40
+    return f"at character {at}: expected {expected[start:stop]!r}, llama.cpp renders {found[start:stop]!r}"
 
 
 def _without_bos(text: str, tokens: dict[str, str]) -> str:
