@@ -13,11 +13,11 @@ import platform
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -149,9 +149,14 @@ def describe_tokenizer(metadata: Sequence[KV]) -> dict[str, Any]:
     return found
 
 
+def reports_folder() -> Path:
+    """Return the folder of all reports, beside the embedded registry."""
+    return data_home() / "reports"
+
+
 def report_path(name: str) -> Path:
-    """Return where the report of the model *name* goes: beside the embedded registry, one file for each name."""
-    return data_home() / "reports" / (name.replace("/", "_").replace(":", "_") + ".json")
+    """Return where the report of the model *name* goes, one file for each name."""
+    return reports_folder() / (name.replace("/", "_").replace(":", "_") + ".json")
 
 
 def save(report: Report) -> None:
@@ -182,19 +187,58 @@ def load(path: Path) -> dict[str, Any]:
         values = json.loads(data) if len(data) <= _MAX_BYTES else None
     except (ValueError, RecursionError):
         values = None
-    if not isinstance(values, dict) or not isinstance(values.get("files"), list):
+    if not _is_report(values):
         raise FormatError(
             "is not a report of ours", where=path, expected='JSON with "files", as `publish` writes it beside a model'
         )
     return values
 
 
+_TEXTS, _OBJECTS = ("name", "recipe", "digest", "manifest"), ("source", "tool", "timings", "tokenizer")
+_FIGURES, _RATIOS = ("n_rows", "rmse", "max_abs"), ("relative", "cosine")
+_LISTS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "files": lambda file: (
+        all(isinstance(file.get(key), str) for key in _TEXTS)
+        and isinstance(file.get("size"), int)
+        and _all(file.get("tensors"), _is_row)
+    ),
+    "sources": lambda file: (
+        all(isinstance(file.get(key), str) for key in ("name", "sha256", "by")) and isinstance(file.get("size"), int)
+    ),
+    "checks": lambda check: all(isinstance(check.get(key), str) for key in ("name", "state")),
+}
+
+
+def _is_report(values: Any) -> TypeGuard[dict[str, Any]]:
+    """Say whether *values* have the form that those who show a report rely on."""
+    return (
+        isinstance(values, dict)
+        and all(_all(values.get(key), check) for key, check in _LISTS.items())
+        and all(isinstance(values.get(key), dict) for key in _OBJECTS)
+        and all(isinstance(seconds, int | float) for seconds in values["timings"].values())
+    )
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    error = row.get("error")
+    if not isinstance(row.get("name"), str) or not isinstance(row.get("type"), str):
+        return False
+    return error is None or (
+        isinstance(error, dict)
+        and all(isinstance(error.get(key), int | float) for key in _FIGURES)
+        and all(isinstance(error.get(key), int | float | None) for key in _RATIOS)
+    )
+
+
+def _all(values: Any, check: Callable[[dict[str, Any]], bool]) -> bool:
+    return isinstance(values, list) and all(isinstance(value, dict) and check(value) for value in values)
+
+
 def find(manifest: str) -> dict[str, Any] | None:
     """Return the newest report of the publication whose manifest has this digest ("sha256:..."), or None."""
-    paths = (data_home() / "reports").glob("*.json")
-    for path in sorted(paths, key=lambda one: one.stat().st_mtime, reverse=True):
+    for path in sorted(reports_folder().glob("*.json"), key=lambda one: one.stat().st_mtime, reverse=True):
         with contextlib.suppress(FormatError, UsageError):
             values = load(path)
-            if any(isinstance(f, dict) and f.get("manifest") == manifest for f in values["files"]):
+            if any(file["manifest"] == manifest for file in values["files"]):
                 return values
     return None

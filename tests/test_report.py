@@ -73,7 +73,7 @@ def test_a_report_is_found_by_the_manifest(silent_log: Any, tmp_path: Path, monk
     assert store.read_manifest(local_name("demo:F16"))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 1}', "\xff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 1}', '{"files": [{}]}', "\xff", "[" * 100_000])
 def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
     """Any other file is an error of ours."""
     path = tmp_path / "other.json"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.commands._common import json_option, print_json
+from pipeline.commands._common import gguf_path, json_option, print_json, published
 
 
 @click.command()
@@ -28,16 +29,48 @@ def models(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("gguf", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.argument("what", metavar="F.gguf|REF|REPORT.json")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option(
+    "--report", is_flag=True, help="Show the publication's report: where it came from, and the error of each tensor."
+)
 @json_option
-def inspect(gguf: Path, tensors: bool, as_json: bool) -> None:
-    """Show what a GGUF file holds."""
-    from pipeline.commands import _show
+def inspect(what: str, tensors: bool, report: bool, as_json: bool) -> None:
+    """Show what a GGUF holds, or what the report of a publication says of it."""
+    from pipeline.commands import _show, _show_report
+
+    if report:
+        found, manifest = _find_report(what)
+        print_json(found) if as_json else _show_report.report(found, manifest)
+        return
     from pipeline.gguf import describe, read_gguf
 
-    described = describe(read_gguf(gguf))
+    described = describe(read_gguf(gguf_path(what)))
     print_json(described) if as_json else _show.gguf(described, tensors=tensors)
+
+
+def _find_report(what: str) -> tuple[dict[str, Any], str | None]:
+    """Return the report, and the manifest's digest where one publication of it was named."""
+    from pipeline import report
+    from pipeline.errors import UsageError
+    from pipeline.store.blobs import hash_bytes
+
+    model = published(what)
+    if model is None:
+        return report.load(Path(what)), None
+    if what.endswith(".json"):
+        raise UsageError("no such file", where=what)
+    store, name = model
+    manifest = hash_bytes(store.manifest_bytes(name)).digest
+    found = report.find(manifest)
+    if found is None:
+        raise UsageError(
+            "there is no report of this publication",
+            where=name,
+            expected=f"a file in {report.reports_folder()}",
+            hint="publish it again, or name the report's file",
+        )
+    return found, manifest
 
 
 @click.command()

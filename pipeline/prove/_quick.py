@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from pipeline.errors import PipelineError, ProofError
 from pipeline.gguf import read_gguf
 from pipeline.prove.prompt import TemplateRaised, render_chat
 from pipeline.runtime import BUILD_HINT, ChatSession, open_runtime, runtime_at_hand
 from pipeline.store import Name, Store
-from pipeline.store.manifest import MODEL
 from pipeline.types import Check
 
 _N_TOKENS = 4
@@ -86,7 +84,7 @@ def _blobs(store: Store, name: Name) -> Check:
 def _opens(store: Store, name: Name) -> Check:
     """Open the GGUF with the strict reader."""
     try:
-        file = read_gguf(_model(store, name))
+        file = read_gguf(store.model_path(name))
     except PipelineError as error:
         return Check(f"{name.tag} file", "different", str(error))
     return Check(f"{name.tag} file", "proven", f"{len(file.tensors)} tensors, {len(file.metadata)} keys")
@@ -99,7 +97,7 @@ def _runs(store: Store, names: Sequence[Name], template: str | None, tokens: dic
         return [Check("load", "not checked", f"no llama.cpp at hand; {BUILD_HINT}", run)]
     checks = []
     for name in names:
-        with open_runtime(_model(store, name), n_ctx=_CONTEXT) as session:
+        with open_runtime(store.model_path(name), n_ctx=_CONTEXT) as session:
             checks.append(_decodes(session, name))
             if name == names[0]:  # the template is the same in every file
                 checks.append(_prompts(session, template, tokens))
@@ -142,8 +140,3 @@ def _first_difference(expected: str, found: str) -> str:
 def _without_bos(text: str, tokens: dict[str, str]) -> str:
     # llama.cpp takes a leading BOS out of the text: its tokenizer adds the token itself.
     return text.removeprefix(tokens["bos_token"]) if tokens["bos_token"] else text
-
-
-def _model(store: Store, name: Name) -> Path:
-    manifest = store.read_manifest(name)
-    return next(store.blob_path(layer.blob.digest) for layer in manifest.layers if layer.media_type == MODEL)
