@@ -64,6 +64,7 @@ for command in (
     stock.rm,
     look.models,
     look.inspect,
+    look.verify,
     look.doctor,
 ):
     main.add_command(command)

@@ -126,6 +126,22 @@ def encode(
         return [writer.commit() for writer in writers]
 
 
+def derive(
+    tensors: Sequence[PlannedTensor], reader: TensorReader, *, threads: int = 0
+) -> Iterator[tuple[PlannedTensor, int, np.ndarray]]:
+    """Encode *tensors* as `encode` does, but write nothing: yield tensor, first row and bytes (n_rows, row_bytes).
+
+    The bytes are valid until the next ones are asked for.
+
+    Raises:
+        FormatError: as `encode` does.
+    """
+    workers = threads or usable_cores()
+    with ThreadPoolExecutor(workers, "derive") as pool:
+        for tile, encoded in _in_order(pool, workers, _tiles((tensor,) for tensor in tensors), reader):
+            yield tile.tensors[0], tile.first, encoded.parts[0]
+
+
 def memory_bytes(plans: Sequence[Plan], threads: int) -> int:
     """Estimate the most memory that `encode` takes for its tiles: raw bytes, float32 values and encodings of each."""
     largest = max((max(TILE_ELEMENTS, t.n_cols) for t in plans[0].tensors), default=TILE_ELEMENTS)

@@ -23,7 +23,7 @@ LAYERS = (
     ("plan", "prove", "measure", "provenance"),
     ("encode", "report"),
     ("flow",),
-    ("serve", "progress", "doctor", "chat", "preview"),
+    ("serve", "progress", "doctor", "chat", "preview", "verify"),
     ("commands",),
     ("cli",),
 )

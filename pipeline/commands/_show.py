@@ -9,7 +9,10 @@ import click
 from pipeline.commands._common import pasteable, size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.report import PublishedFile, Report
+    from pipeline.types import Check
 
 _MARKS = {"proven": "ok", "not checked": "--", "different": "!!"}
 
@@ -20,16 +23,21 @@ def report(made: Report) -> None:
         click.echo(f"{item.name}  {size(item.size)}  {item.digest}")
         click.echo(f"  {_worst(item, made)}")
     click.echo("")
-    for check in made.checks:
+    checks(made.checks)
+    click.echo(f"\nreport: {made.path}")
+    click.echo("\nNow paste:\n")
+    for command in made.commands:
+        click.echo(f"    {pasteable(command)}")
+
+
+def checks(found: Sequence[Check]) -> None:
+    """Print what was proven, what was not checked, and what is different."""
+    for check in found:
         click.echo(
             f"[{_MARKS[check.state]}] {check.name}: {check.state}" + (f" ({check.detail})" if check.detail else "")
         )
         if check.command:
             click.echo(f"     to check it: {pasteable(check.command)}")
-    click.echo(f"\nreport: {made.path}")
-    click.echo("\nNow paste:\n")
-    for command in made.commands:
-        click.echo(f"    {pasteable(command)}")
 
 
 def _worst(item: PublishedFile, made: Report) -> str:

@@ -1,4 +1,4 @@
-"""Commands that only look: models, inspect, doctor."""
+"""Commands that only look: models, inspect, verify, doctor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands._common import gguf_path, json_option, print_json, published
+from pipeline.commands._common import gguf_path, json_option, print_json, published, reporter, threads_option
 
 
 @click.command()
@@ -71,6 +71,38 @@ def _find_report(what: str) -> tuple[dict[str, Any], str | None]:
             hint="publish it again, or name the report's file",
         )
     return found, manifest
+
+
+@click.command()
+@click.argument("what", metavar="F.gguf|REF")
+@click.option("--source", metavar="MODEL", help="What it was made of; tensors are derived again from there.")
+@click.option("--all", "every", is_flag=True, help="Derive every tensor again.")
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Derive so many matrices again, and all vectors.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses them.")
+@threads_option
+@json_option
+def verify(what: str, source: str | None, every: bool, sample: int, seed: int, threads: int, as_json: bool) -> None:
+    """Prove a GGUF: read it strictly, hash a publication's blobs, and derive tensors again from the source."""
+    from pipeline import verify as proofs
+    from pipeline.commands import _show
+
+    path, model = gguf_path(what), published(what)
+    if source is None:
+        found = proofs.verify_file(path)
+    else:
+        log, n = reporter(quiet=as_json), None if every else sample
+        found = proofs.verify_against(path, source, log, sample=n, seed=seed, threads=threads)
+    if model is not None:
+        found = proofs.verify_publication(*model, found)
+    print_json(found.as_dict()) if as_json else _show.checks(found.checks)
+    found.refuse_differences()
 
 
 @click.command()

@@ -51,7 +51,7 @@ def run(
             ),
         )
     log("proving what was published")
-    checks = [check for name in names for check in (_blobs(store, name), _opens(store, name))]
+    checks = [check for name in names for check in (read_back(store, name), _opens(store, name))]
     checks.extend(_runs(store, names, chat_template, tokens))
     return tuple(checks)
 
@@ -72,8 +72,8 @@ def refuse_differences(name: Name, checks: Sequence[Check]) -> None:
         )
 
 
-def _blobs(store: Store, name: Name) -> Check:
-    """Read every blob back through the store and hash it."""
+def read_back(store: Store, name: Name) -> Check:
+    """Read every blob of a publication back through the store and hash it."""
     verified = list(store.verify(name))
     bad = [f"{one.layer.blob.digest} is {one.found}" for one in verified if not one.ok]
     total = sum(one.layer.blob.size for one in verified)
