@@ -7,7 +7,6 @@ the number of threads.  Memory is one tile, with its encodings, for each tile in
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +21,9 @@ from pipeline import quant
 from pipeline.checkpoint import TensorReader
 from pipeline.errors import FormatError
 from pipeline.gguf import GgufWriter
+from pipeline.machine import usable_cores
 from pipeline.measure import ErrorMeter, Sums, keeps_values
+from pipeline.quant import SCRATCH_BYTES
 from pipeline.types import Blob, Plan, PlannedTensor, View
 
 # Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
@@ -143,16 +144,23 @@ def derive(
 
 
 def memory_bytes(plans: Sequence[Plan], threads: int) -> int:
-    """Estimate the most memory that `encode` takes for its tiles: raw bytes, float32 values and encodings of each."""
-    largest = max((max(TILE_ELEMENTS, t.n_cols) for t in plans[0].tensors), default=TILE_ELEMENTS)
-    return (threads + 2) * largest * (2 + 4 + 2 * len(plans))
+    """Estimate the most memory that `encode` takes: tiles in flight, and what each worker uses beside them."""
+    raw = made = 0
+    scratch = 0
+    for tensors in zip(*(plan.tensors for plan in plans), strict=True):
+        first = tensors[0]
+        n = min(first.n_rows, max(1, TILE_ELEMENTS // first.n_cols)) * first.n_cols
+        dtype = first.view.dtype if first.view else first.type
+        kinds = {tensor.type for tensor in tensors} - {dtype}
+        raw = max(raw, _bytes_of(dtype, n))
+        made = max(made, sum(_bytes_of(kind, n) for kind in kinds) + 4 * n if kinds else 0)
+        scratch = SCRATCH_BYTES if any(quant.get(kind).block_size > 1 for kind in kinds) else scratch
+    # Beside its tile a worker has the tile's bits, checked for NaN, and the scratch memory of the kernels.
+    return (threads + 2) * (raw + made) + threads * (2 * raw + scratch)
 
 
-def usable_cores() -> int:
-    """Count the cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _bytes_of(kind: str, n: int) -> int:
+    return quant.get(kind).type_size * n // quant.get(kind).block_size
 
 
 def _tiles(planned: Iterable[tuple[PlannedTensor, ...]]) -> Iterator[_Tile]:

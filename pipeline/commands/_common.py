@@ -111,3 +111,12 @@ def gguf_path(ref: str) -> Path:
         raise UsageError("no such file", where=ref)
     store, name = found
     return store.model_path(name)
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: 0.4 s, 12 s, 3 min, 1.5 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._common import pasteable, size
+from pipeline.commands._common import duration, pasteable, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,15 +67,31 @@ def plan(described: dict[str, Any]) -> None:
     bits = f"{described['bits_per_weight']:.2f} bits per weight"
     click.echo(f"file:    {described['file_bytes']:,} bytes ({size(described['file_bytes'])}), {bits}")
     click.echo(f"disk:    {size(described['file_bytes'])} needed, {size(described['disk_free'])} free")
-    click.echo(f"memory:  about {size(described['memory_bytes'])} to write it")
-    if described["kv_cache_bytes"] is not None:
-        run = described["file_bytes"] + described["kv_cache_bytes"]
+    click.echo(f"memory:  about {size(described['memory_bytes'])} to write it, {size(described['memory_free'])} free")
+    click.echo(f"time:    about {duration(described['seconds'])} to write it, if this machine does nothing else")
+    _running(described)
+    dropped = described["dropped"]
+    if dropped["tensors"]:
+        more = " ..." if dropped["tensors"] > len(dropped["names"]) else ""
         click.echo(
-            f"to run:  about {size(run)}, of which {size(described['kv_cache_bytes'])} is the KV cache "
-            f"at {described['kv_cache_context']} tokens (f16)"
+            f"dropped: {dropped['tensors']} tensors of the checkpoint ({size(dropped['bytes'])}): "
+            f"{', '.join(dropped['names'])}{more}"
         )
     for note in described["notes"]:
         click.echo(f"note:    {note}")
+
+
+def _running(described: dict[str, Any]) -> None:
+    if described["run_bytes"] is None:
+        click.echo("to run:  the header does not tell how much memory the context takes")
+        return
+    text = (
+        f"to run:  about {size(described['run_bytes'])}, of which {size(described['kv_cache_bytes'])} is the KV cache "
+        f"at {described['kv_cache_context']} tokens (f16)"
+    )
+    if described["run_bytes"] > described["machine_bytes"]:
+        text += f"; this machine has {size(described['machine_bytes'])}"
+    click.echo(text)
 
 
 def gguf(described: dict[str, Any], *, tensors: bool) -> None:

@@ -95,12 +95,15 @@ def publish(
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
-        from pipeline.preview import describe_plan
+        from pipeline.preview import describe_plan, refuse_impossible
 
         prepared = flow.prepare(job.model, log)
         name = "/".join(flow.model_name(job, prepared))
-        would = [describe_plan(prepared, q, 4096) | {"name": f"{name}:{q}", "target": target} for q in job.quants]
+        would = [
+            describe_plan(prepared, q, 4096, threads) | {"name": f"{name}:{q}", "target": target} for q in job.quants
+        ]
         print_json(would) if as_json else _show.preview(would)
+        refuse_impossible(would)
         return
     report = flow.package(job, log)
     print_json(report.as_dict()) if as_json else _show.report(report)
@@ -112,20 +115,23 @@ def publish(
 @click.option(
     "--ctx", type=click.IntRange(1), default=4096, show_default=True, help="Context for the memory figure, in tokens."
 )
+@threads_option
 @json_option
-def plan(model: str, quant: str | None, ctx: int, as_json: bool) -> None:
-    """Show what would be written: every tensor's type, the exact size, the disk and memory needed."""
+def plan(model: str, quant: str | None, ctx: int, threads: int, as_json: bool) -> None:
+    """Show what would be written: every tensor's type, the exact size, the disk, memory and time needed."""
     from pipeline import flow
     from pipeline.commands import _show
-    from pipeline.preview import describe_plan
+    from pipeline.preview import describe_plan, problems, refuse_impossible
 
     prepared = flow.prepare(model, reporter(quiet=as_json))
-    shown = [describe_plan(prepared, name, ctx) for name in recipes_for(model, quant)]
+    shown = [describe_plan(prepared, name, ctx, threads) for name in recipes_for(model, quant)]
     if as_json:
-        print_json(shown)
-        return
-    for one in shown:
-        _show.plan(one)
+        refusals = [str(problem) for problem in problems(shown)]
+        print_json([one | {"refusals": refusals} for one in shown])
+    else:
+        for one in shown:
+            _show.plan(one)
+    refuse_impossible(shown)
 
 
 @click.command()
