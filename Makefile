@@ -12,10 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --only-b
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup publish run serve models test check fix bench llama clean
+.PHONY: help setup publish run serve models test check fix bench llama clean smoke-hub
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 setup: .venv/.setup  ## install gguf-pipeline into .venv, with what makes it faster where a wheel fits; no compiler needed
 
@@ -67,8 +67,11 @@ fix: .venv/.dev  ## format, and mend what ruff can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: .venv/.dev  ## measure speed and memory
+bench: .venv/.dev llama  ## measure speed and memory
 	@$(BIN)/python -m bench $(ARGS)
+
+smoke-hub: setup  ## pull and publish a real model from the real Hub (270 MB; needs internet, not part of the tests)
+	@tests/smoke/hub.sh
 
 clean:  ## remove .venv and what the tools left here; the cache folder stays
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

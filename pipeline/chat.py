@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import InputError
+from pipeline.gguf import read_gguf
 from pipeline.runtime import ChatSession, open_runtime
 from pipeline.store import Store, local_name, local_store_root
 from pipeline.store.manifest import PARAMS, SYSTEM
@@ -52,11 +54,15 @@ def find_target(ref: str) -> Target:
     """Find a GGUF by its path, or a published model by its name.
 
     Raises:
-        UsageError: if neither is there.
-        FormatError: if the publication is broken.
+        UsageError: if no such model is published.
+        InputError: if there is no such file.
+        FormatError: if the file is no GGUF, or the publication is broken.
     """
-    path = Path(ref)
-    if ref.endswith(".gguf") and path.is_file():
+    if ref.endswith(".gguf") or ref.startswith(("/", "./", "../")):
+        path = Path(ref)
+        if not path.exists():
+            raise InputError("no such file", where=ref, hint="`gguf-pipeline list` shows the published models")
+        read_gguf(path)  # says what is wrong with a file better than llama.cpp's log does
         return Target(path)
     store = Store(local_store_root())
     name = local_name(ref)
@@ -64,6 +70,7 @@ def find_target(ref: str) -> Target:
     layers = {layer.media_type: store.blob_path(layer.blob.digest) for layer in store.read_manifest(name).layers}
     system = layers[SYSTEM].read_text(encoding="utf-8") if SYSTEM in layers else None
     parameters = json.loads(layers[PARAMS].read_bytes()) if PARAMS in layers else {}
+    read_gguf(gguf)
     return Target(gguf, system, parameters)
 
 
@@ -77,6 +84,7 @@ def open_chat(ref: str, ctx: int | None = None, system: str | None = None) -> It
         system: replaces the publication's system prompt.
 
     Raises:
+        PipelineError: as `find_target`.
         ToolError: if no llama.cpp is at hand, or it cannot load the file.
     """
     target = find_target(ref)

@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
 from typing import NoReturn
 
 import click
 
 from pipeline import __version__
 from pipeline.commands import look, make, stock
-from pipeline.errors import PipelineError
+from pipeline.errors import AccessError, PipelineError
 
+_SAME_WISH_S = 1.0  # a terminal that closes may send SIGHUP twice
 _EPILOG = """\b
 MODEL is an alias (see `models`), org/name[@revision] on the Hugging Face Hub, or a folder.
 Exit codes: 0 done, 2 wrong usage, 3 bad or unsupported input, 4 source or target unreachable or refused,
-            5 not enough disk or memory, 1 anything else."""
+            5 not enough disk or memory, 1 anything else; 128 + N after signal N (ctrl-C: 130)."""
+
+
+class _Stopped(BaseException):
+    """A signal asks the process to end; like KeyboardInterrupt, so that every `finally` on the way out runs."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise `_Stopped`: their default would leave temporary files and children behind.
+
+    Another one right after it is the same wish, and must not break off the cleaning up.  A signal that is ignored, as
+    `nohup` does it, stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+
+    last = float("-inf")
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before >= _SAME_WISH_S:
+            raise _Stopped(number)
+
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Group(click.Group):
@@ -26,12 +70,18 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            with _orderly_end():
+                return super().invoke(ctx)
         except PipelineError as error:
             _fail(error)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _fail(AccessError(error.strerror or str(error), where=error.filename, hint="check the path and its rights"))
         except KeyboardInterrupt:
-            click.echo("stopped", err=True)
-            sys.exit(130)
+            _stop(signal.SIGINT)
+        except _Stopped as stopped:
+            _stop(stopped.number)
 
 
 def _fail(error: PipelineError) -> NoReturn:
@@ -41,6 +91,12 @@ def _fail(error: PipelineError) -> NoReturn:
     for line in rest:
         click.echo(line, err=True)
     sys.exit(error.exit_code)
+
+
+def _stop(number: int) -> NoReturn:
+    with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+        click.echo("stopped", err=True)
+    sys.exit(128 + number)
 
 
 @click.group(
@@ -62,6 +118,7 @@ for command in (
     stock.run,
     stock.list_,
     stock.rm,
+    stock.gc,
     look.models,
     look.inspect,
     look.verify,

@@ -90,6 +90,7 @@ def encode(
     *,
     threads: int = 0,
     progress: Progress | None = None,
+    on_error: Callable[[], None] | None = None,
     meter: ErrorMeter | None = None,
 ) -> list[Blob]:
     """Write the files of *outputs*, which are plans of one blueprint, and return their digests in the same order.
@@ -99,6 +100,7 @@ def encode(
         reader: reads the source tensors.
         threads: worker threads; 0 means one for each core.
         progress: called with the weights done and the weights in all, from the calling thread.
+        on_error: called first when something fails, so that threads which wait for a download wait no longer.
         meter: measures the errors of what is encoded.
 
     Raises:
@@ -111,6 +113,8 @@ def encode(
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(GgufWriter(out.path, out.plan)) for out in outputs]
         pool = stack.enter_context(ThreadPoolExecutor(workers, "encode"))
+        if on_error is not None:
+            stack.push(lambda kind, _error, _trace: on_error() if kind else None)
         tiles = _tiles(zip(*(out.plan.tensors for out in outputs), strict=True))
         for tile, encoded in _in_order(pool, workers, tiles, reader, meter):
             for output, (writer, tensor, part) in enumerate(zip(writers, tile.tensors, encoded.parts, strict=True)):

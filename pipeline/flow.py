@@ -7,12 +7,13 @@ alone.  Each stage lives in its own package; this file only joins them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pipeline import arch as archs
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
 from pipeline import prove, publish
@@ -25,10 +26,9 @@ from pipeline.measure import LEVELS, ErrorMeter
 from pipeline.provenance import SourceFile, SourceHashes, files_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
-from pipeline.source import resolve
-from pipeline.store import Store
+from pipeline.source import OpenSource, Weights, open_source
 from pipeline.tokenizer import Tokenizer, read_tokenizer
-from pipeline.types import Blob, Check, Modelfile, Plan, Source
+from pipeline.types import Blob, Check, Modelfile, Plan, PlannedTensor, Source
 
 
 class Log(Protocol):
@@ -67,77 +67,90 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model whose headers are read: everything but the weights."""
+    """A model whose headers are read: everything but the weights, which may still be on their way."""
 
-    source: Source
+    opened: OpenSource
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     blueprint: plans.Blueprint
+
+    @property
+    def source(self) -> Source:
+        """Where the model is from."""
+        return self.opened.source
 
 
 def package(job: Job, log: Log) -> Report:
     """Turn one model reference into one published artifact.
 
     Raises:
-        PipelineError: from any stage; nothing is published then, but by a ProofError, which comes after.
+        PipelineError: from any stage; nothing is published then.
     """
-    clock, meter = reports.Stopwatch(), make_meter(job)
-    prepared = prepare(job.model, log)
-    planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
-    modelfile = make_modelfile(prepared, job)
-    clock.lap("read")
-    with publish.open_target(job.target) as target, hashed_sources(prepared, planned) as hashes:
-        with target.staging([plan.file_bytes for plan in planned]) as paths:
-            blobs = write(planned, paths, log, job.threads, meter)
+    clock = reports.Stopwatch()
+    check_job(job)
+    meter = ErrorMeter(every) if (every := LEVELS[job.errors]) else None
+    with publish.open_target(job.target) as target, prepare(job.model, log, "stream") as prepared:
+        planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
+        modelfile = make_modelfile(prepared, job)
+        target.check(*model_name(job, prepared), job.quants)
+        clock.lap("read")
+        with target.staging([plan.file_bytes for plan in planned]) as paths, hashed(prepared, planned) as hashes:
+            blobs = write(planned, paths, log, job.threads, prepared.opened, meter)
             clock.lap("write")
             sources = hashes.result()
             clock.lap("hash sources")
+            checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
+            clock.lap("prove")
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
             published = target.publish(release, log.stage)
-            clock.lap("publish")
-        checks = proof(job, prepared, target.store, published, log)
-        clock.lap("prove")
+        checks += (*prove.published(target.store, published.names), *published.checks)
+        clock.lap("publish")
     made = make_report(job, prepared, planned, blobs, modelfile, published, checks, sources, meter, clock)
     reports.save(made)
-    prove.refuse_differences(published.names[0], checks)
     return made
 
 
-def make_meter(job: Job) -> ErrorMeter | None:
-    """Make what measures the errors that *job* asks for.
+def check_job(job: Job) -> None:
+    """Refuse what cannot work before anything is fetched.
 
     Raises:
-        UsageError: if *job* asks for something else than is known.
+        UsageError: if the name, the proof, the way to measure errors or a setting of the runtime is wrong.
     """
+    if job.name is not None:
+        publish.require_name(job.name)
+    if job.proof not in prove.LEVELS:
+        raise UsageError("no such proof", expected=" or ".join(prove.LEVELS), found=job.proof)
     if job.errors not in LEVELS:
         raise UsageError("no such way to measure errors", expected=" or ".join(LEVELS), found=job.errors)
-    every = LEVELS[job.errors]
-    return ErrorMeter(every) if every else None
+    if job.proof != "none":
+        runtime_at_hand()
 
 
-def hashed_sources(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:
-    """Make what hashes the files that *planned* are made of, while they are written."""
-    weights = {source.path for tensor in planned[0].tensors if tensor.view for source in tensor.view.sources}
-    return SourceHashes(prepared.source.folder, files_of(prepared.source.folder, weights))
+@contextmanager
+def prepare(model: str, log: Log, weights: Weights = "none") -> Iterator[Prepared]:
+    """Find a model and read all its headers.
 
-
-def prepare(model: str, log: Log) -> Prepared:
-    """Find a model, download it if need be, and read all its headers."""
-    with log.bar(f"reading {model}") as progress:
-        source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
-        checkpoint = open_checkpoint(source.folder)
-        tokenizer = read_tokenizer(source.folder, dict(checkpoint.text_config()))
-        blueprint = plans.from_checkpoint(checkpoint, tokenizer, source)
-    for note in blueprint.notes:
-        log.note(note)
-    return Prepared(source, checkpoint, tokenizer, blueprint)
+    *weights* are downloaded not at all, or, with "stream", while the caller works.
+    """
+    with ExitStack() as stack:
+        with log.bar(f"reading {model}") as progress:
+            # Streamed weights arrive long after this bar is gone.
+            show = None if weights == "stream" else lambda _file, done, total: progress(done, total or 0)
+            opened = stack.enter_context(open_source(model, weights=weights, log=log.note, progress=show))
+            checkpoint = open_checkpoint(opened.source.folder, opened.remote_headers)
+            config = archs.match(checkpoint.config).config(checkpoint.config)
+            tokenizer = read_tokenizer(opened.source.folder, config.raw)
+            blueprint = plans.from_checkpoint(checkpoint, tokenizer, opened.source)
+        for note in blueprint.notes:
+            log.note(note)
+        yield Prepared(opened, checkpoint, tokenizer, blueprint)
 
 
 def convert(model: str, path: Path, dtype: str, log: Log, threads: int = 0) -> tuple[Plan, Blob]:
     """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
-    prepared = prepare(model, log)
-    plan = plans.make_plan(prepared.blueprint, dtype)
-    return plan, write([plan], [path], log, threads)[0]
+    with prepare(model, log, "stream") as prepared:
+        plan = plans.make_plan(prepared.blueprint, dtype)
+        return plan, write([plan], [path], log, threads, prepared.opened)[0]
 
 
 def quantize(gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0) -> tuple[Plan, Blob]:
@@ -148,15 +161,39 @@ def quantize(gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0) ->
     return plan, write([plan], [path], log, threads)[0]
 
 
+def weights_of(tensors: Sequence[PlannedTensor]) -> tuple[Path, ...]:
+    """List the files that *tensors* are read from, in the order in which they are needed."""
+    sources = (source for tensor in tensors if tensor.view for source in tensor.view.sources)
+    return tuple(dict.fromkeys(source.path for source in sources))
+
+
+def hashed(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:
+    """Make what hashes the files that *planned* are made of, while they are written."""
+    folder, weights = prepared.source.folder, weights_of(planned[0].tensors)
+    prepared.opened.prefer(weights)
+    return SourceHashes(folder, files_of(folder, weights), prepared.opened.wait)
+
+
 def write(
-    planned: Sequence[Plan], paths: Sequence[Path], log: Log, threads: int = 0, meter: ErrorMeter | None = None
+    planned: Sequence[Plan],
+    paths: Sequence[Path],
+    log: Log,
+    threads: int = 0,
+    opened: OpenSource | None = None,
+    meter: ErrorMeter | None = None,
 ) -> list[Blob]:
-    """Read every source tensor once and write all planned files; *meter* measures their errors."""
+    """Read every source tensor once and write all planned files; *meter* measures their errors.
+
+    Weights of *opened* may still be on their way.
+    """
     check_disk(planned, paths)
     names = ", ".join(plan.recipe for plan in planned)
     outputs = [Output(plan, path) for plan, path in zip(planned, paths, strict=True)]
-    with TensorReader() as reader, log.bar(f"writing {names}") as progress:
-        return encode(outputs, reader, threads=threads, progress=progress, meter=meter)
+    if opened is not None:
+        opened.prefer(weights_of(planned[0].tensors))
+    with TensorReader(ready=opened.wait if opened else None) as reader, log.bar(f"writing {names}") as progress:
+        stop = opened.stop if opened else None
+        return encode(outputs, reader, threads=threads, progress=progress, on_error=stop, meter=meter)
 
 
 def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
@@ -191,15 +228,15 @@ def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
         overrides=job.overrides,
         with_template=job.with_template,
         families=modelfiles.families(job.templates),
+        family_name=prepared.source.family,
     )
 
 
 def modelfile_text(job: Job, log: Log) -> str:
     """Give the text of the Modelfile for a model; its FROM names the GGUF that `convert` or `publish` would write."""
-    prepared = prepare(job.model, log)
-    return modelfiles.render_text(
-        make_modelfile(prepared, job), f"./{model_name(job, prepared)[1]}-{job.quants[0]}.gguf", job.templates
-    )
+    with prepare(job.model, log) as prepared:
+        name = model_name(job, prepared)[1]
+        return modelfiles.render_text(make_modelfile(prepared, job), f"./{name}-{job.quants[0]}.gguf", job.templates)
 
 
 def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:
@@ -235,13 +272,21 @@ def make_release(
     return publish.Release(*model_name(job, prepared), entries)
 
 
-def proof(job: Job, prepared: Prepared, store: Store, published: publish.Published, log: Log) -> tuple[Check, ...]:
-    """Prove what was published; each quantization once, by its own tag."""
-    names = [name for name in published.names if name.tag in job.quants]
+def proof(
+    job: Job, prepared: Prepared, modelfile: Modelfile, items: Sequence[tuple[str, Path, Blob]], log: Log
+) -> tuple[Check, ...]:
+    """Prove the files that are about to be published.
+
+    Raises:
+        ProofError: if one is not what was meant.
+    """
     tokenizer = prepared.tokenizer
-    tokens = {"bos_token": tokenizer.bos or "", "eos_token": tokenizer.eos or ""}
-    proven = prove.run(job.proof, store, names, chat_template=tokenizer.chat_template, tokens=tokens, log=log.stage)
-    return (*proven, *published.checks)
+    prompting = prove.Prompting(
+        tokenizer.chat_template, tokenizer.bos or "", tokenizer.eos or "", modelfile.template is not None
+    )
+    checks = prove.files(job.proof, items, prompting, log.stage)
+    prove.refuse_differences("/".join(model_name(job, prepared)), checks)
+    return checks
 
 
 def make_report(

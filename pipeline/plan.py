@@ -7,17 +7,20 @@ exact file for one recipe.  No weight is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline import arch as archs
 from pipeline import gguf, modelfile, quant
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, TensorReader
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.tokenizer import Tokenizer
-from pipeline.types import KV, Plan, PlannedTensor, Source, SourceTensor, ValueType, View, string, u32
-from pipeline.views import Constant, Stored
+from pipeline.types import KV, Plan, PlannedTensor, Source, SourceTensor, ValueType, View, array, string, u32
+from pipeline.views import Constant, Stored, item_bytes
 
 ALIGNMENT = 32
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
@@ -92,7 +95,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     """
     raw = checkpoint.config
     arch = archs.match(raw)
-    config = archs.ModelConfig(raw)
+    config = arch.config(raw, checkpoint.pooling())
     mapped = archs.map_tensors(arch, config, checkpoint.tensors)
     drafts = [
         *(Draft(t.name, _own_type(t.name, t.view), t.view) for t in mapped.tensors),
@@ -100,15 +103,15 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     ]
     drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
     keys = [made for key in arch.keys if (made := _arch_key(arch, key, config)) is not None]
-    n_parameters = sum(d.n_elements for d in drafts)
     metadata = (
-        *_general(arch.gguf, source, n_parameters),
+        *_general(arch.gguf, source, _size_label(drafts)),
         *modelfile.sampling_metadata(checkpoint.generation_config),
         *keys,
+        *_scalar_keys(mapped.scalars),
         *tokenizer.metadata,
     )
-    facts = quant.ModelFacts(arch.gguf, config.n_layers, config.n_experts, config.n_heads, config.n_heads_kv)
-    notes = (*arch.notes(config), *tokenizer.notes, *_dropped(mapped.dropped))
+    facts = _facts_of({kv.key: kv for kv in metadata}, source.folder)
+    notes = (*arch.notes(config), *tokenizer.notes, *_dropped(mapped))
     return Blueprint(metadata, tuple(drafts), facts, notes)
 
 
@@ -139,7 +142,7 @@ def from_gguf(file: gguf.GgufFile) -> Blueprint:
     ]
     drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
     metadata = tuple(kv for key, kv in file.metadata.items() if key not in _SET_BY_RECIPE)
-    return Blueprint(metadata, tuple(drafts), _facts_of(file))
+    return Blueprint(metadata, tuple(drafts), _facts_of(file.metadata, file.path))
 
 
 def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
@@ -149,10 +152,12 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     leaves them.
 
     Raises:
-        UnsupportedError: if the recipe is unknown.
+        UnsupportedError: if the recipe is unknown, or the source has another alignment than the usual.
     """
+    _check_alignment(blueprint)
     if recipe == AUTO:
-        types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[blueprint.precision]
+        recipe = blueprint.precision
+        types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[recipe]
     else:
         rule = _recipe(recipe)
         facts = [quant.TensorFacts(d.name, d.shape, d.type) for d in blueprint.drafts]
@@ -167,6 +172,21 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
     data_start = len(gguf.encode_header(metadata, entries, ALIGNMENT))
     end = tensors[-1].offset + tensors[-1].n_bytes if tensors else 0
     return Plan(recipe, metadata, tensors, data_start, data_start + _padded(end), blueprint.notes)
+
+
+def _check_alignment(blueprint: Blueprint) -> None:
+    """Refuse an alignment that llama-quantize would keep in the header, over data that it aligns to 32 all the same."""
+    stated = next((kv.value for kv in blueprint.metadata if kv.key == "general.alignment"), ALIGNMENT)
+    if stated != ALIGNMENT:
+        raise UnsupportedError(
+            "the file has another alignment than the usual, and llama-quantize would make a file that cannot be read",
+            where=f"{blueprint.drafts[0].view.sources[0].path}, key 'general.alignment'"
+            if blueprint.drafts
+            else "key 'general.alignment'",
+            expected=ALIGNMENT,
+            found=stated,
+            hint="convert the model again from its checkpoint",
+        )
 
 
 def _recipe(name: str) -> quant.Recipe:
@@ -195,6 +215,8 @@ def _place(drafts: Sequence[Draft], types: Sequence[str]) -> tuple[PlannedTensor
 def _own_type(name: str, view: View) -> str:
     """Give the type that keeps a tensor's precision: its own for matrices, float32 for vectors and norms."""
     where = f"{view.sources[0].path.name}, tensor {view.sources[0].name}"
+    if not view.shape:
+        raise FormatError("a tensor has no dimensions", where=where, expected="weights", found="a single number")
     if 0 in view.shape:
         raise FormatError("a tensor is empty", where=where, expected="at least one weight", found=view.shape)
     if view.dtype not in _PRECISIONS:
@@ -218,15 +240,44 @@ def _arch_key(arch: archs.Arch, key: archs.Key, config: archs.ModelConfig) -> KV
         return None
     if isinstance(value, int) and not 0 <= value < 1 << 32:
         raise FormatError("a value does not fit its GGUF key", where=f"config.json, for {key.name}", found=value)
-    return key.make(f"{arch.gguf}.{key.name}", value)
+    name = key.name if key.name.startswith("tokenizer.") else f"{arch.gguf}.{key.name}"
+    try:
+        return key.make(name, value)
+    except FormatError as e:
+        where = f"config.json, for {key.name}"
+        raise FormatError(e.what, where=where, expected=e.expected, found=e.found) from e
 
 
-def _general(arch: str, source: Source, n_parameters: int) -> list[KV]:
+def _scalar_keys(tensors: Sequence[archs.Mapped]) -> list[KV]:
+    """Read tensors of one number, the only weights that a header needs, into an array for each key."""
+    values: dict[str, list[float]] = {}
+    with TensorReader() as reader:
+        for tensor in tensors:
+            values.setdefault(tensor.name, []).append(_read_number(reader, tensor.view))
+    return [array(key, ValueType.FLOAT32, numbers) for key, numbers in values.items()]
+
+
+def _read_number(reader: TensorReader, view: View) -> float:
+    found: object = view.shape
+    if view.shape in ((), (1,)):
+        raw = np.empty((1, item_bytes(view.dtype)), np.uint8)
+        number = np.empty((1, 1), np.float32)
+        view.read(reader, np.zeros(1, np.int64), slice(None), raw)
+        reader.decode(view.dtype, raw, number)
+        if np.isfinite(number).all():
+            return float(number[0, 0])
+        found = number[0, 0]
+    raise FormatError("not a number", where=view.sources[0].name, expected="one finite number", found=found)
+
+
+def _general(arch: str, source: Source, size: str) -> list[KV]:
+    """Say what the model is.  Its name is the repository's: a folder's would make other bytes of a renamed copy."""
+    named = [] if source.repository is None else [string("general.name", _title(source.repository.rpartition("/")[2]))]
     made = [
         string("general.architecture", arch),
         string("general.type", "model"),
-        string("general.name", _title(source.name)),
-        string("general.size_label", size_label(n_parameters)),
+        *named,
+        string("general.size_label", size),
         u32("gguf_pipeline.byte_version", BYTE_VERSION),
     ]
     if source.repository:
@@ -252,38 +303,69 @@ def size_label(n_parameters: int) -> str:
     return f"{scaled:.{digits}f}{suffix}"
 
 
-def _dropped(names: Sequence[str]) -> list[str]:
-    heads = [name for name in names if name == archs.HEAD]
-    return [f"{name} is left out: config.json ties it to the embeddings" for name in heads]
+def _size_label(drafts: Sequence[Draft]) -> str:
+    """Label a model; one with experts by their number and the weights of the rest with one of them ("8x7.2B")."""
+    of_experts = [d for d in drafts if "_exps." in d.name]
+    shared = sum(d.n_elements for d in drafts if "_exps." not in d.name)
+    if not of_experts:
+        return size_label(shared)
+    each = sum(d.n_elements // d.shape[0] for d in of_experts)
+    count = sum(d.shape[0] for d in of_experts) // len(of_experts)
+    return f"{count}x{size_label(shared + each)}"
 
 
-def _facts_of(file: gguf.GgufFile) -> quant.ModelFacts:
-    arch = _value(file, "general.architecture", ValueType.STRING)
-    n_heads = _head_count(file, f"{arch}.attention.head_count")
+def _dropped(mapped: archs.MappedTensors) -> list[str]:
+    heads = [name for name in mapped.dropped if name == archs.HEAD]
+    lost = [
+        f"{ability} left out: a GGUF of the language model has no place for these {count} tensors"
+        for ability, count in mapped.lost.items()
+    ]
+    return [*(f"{name} is left out: config.json ties it to the embeddings" for name in heads), *lost]
+
+
+def _facts_of(metadata: Mapping[str, KV], where: Path) -> quant.ModelFacts:
+    """Give what the recipes ask, read from the header as llama-quantize reads it."""
+    arch = str(_needed(metadata, "general.architecture", where, "a text"))
+    blocks = _needed(metadata, f"{arch}.block_count", where, "a whole number")
+    n_heads = _count(metadata, f"{arch}.attention.head_count", where)
     return quant.ModelFacts(
-        str(arch),
-        int(_value(file, f"{arch}.block_count", ValueType.UINT32)),
-        int(file.metadata[key].value) if (key := f"{arch}.expert_count") in file.metadata else 0,
+        arch,
+        _whole(blocks, f"{arch}.block_count", where, 1, archs.MAX_LAYERS),
+        _count(metadata, f"{arch}.expert_count", where, archs.MAX_EXPERTS),
         n_heads,
-        _head_count(file, f"{arch}.attention.head_count_kv") or n_heads,
+        _count(metadata, f"{arch}.attention.head_count_kv", where) or n_heads,
     )
 
 
-def _head_count(file: gguf.GgufFile, key: str) -> int:
-    kv = file.metadata.get(key)
+def _count(metadata: Mapping[str, KV], key: str, where: Path, high: int = (1 << 32) - 1) -> int:
+    """Read a number that may be missing; of one for each layer, llama.cpp's rules look at the first."""
+    kv = metadata.get(key)
     if kv is None:
         return 0
-    # Per-layer counts are an array; llama.cpp's rules look at the first layer.
-    return int(kv.value[0] if kv.type is ValueType.ARRAY else kv.value)
+    value = kv.value
+    if kv.type is ValueType.ARRAY:
+        value = value[0] if len(value) else None
+    return _whole(value, key, where, 0, high)
 
 
-def _value(file: gguf.GgufFile, key: str, kind: ValueType) -> Any:
-    kv = file.metadata.get(key)
-    if kv is None or kv.type is not kind:
+def _whole(value: Any, key: str, where: Path, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise FormatError(
+            f"{key} has an impossible value",
+            where=where,
+            expected=f"a whole number from {low} to {high}",
+            found="an empty array" if value is None else repr(value)[:80],
+        )
+    return value
+
+
+def _needed(metadata: Mapping[str, KV], key: str, where: Path, kind: str) -> Any:
+    kv = metadata.get(key)
+    if kv is None or (kv.type is ValueType.STRING) != (kind == "a text"):
         raise FormatError(
             f"the header lacks {key}",
-            where=file.path,
-            expected=kind.name,
+            where=where,
+            expected=kind,
             found=None if kv is None else kv.type.name,
             hint="is this a language model? Files with only a vocabulary or a projector cannot be quantized",
         )

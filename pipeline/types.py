@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -11,7 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import FormatError
+
 Shape = tuple[int, ...]
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 Tile = npt.NDArray[np.uint8]
 
 
@@ -49,8 +53,32 @@ def u32(key: str, value: int) -> KV:
 
 
 def f32(key: str, value: float) -> KV:
-    """Make a float32 entry; the value is rounded to float32 here, so that equal files have equal values."""
-    return KV(key, ValueType.FLOAT32, float(np.float32(value)))
+    """Make a float32 entry; the value is rounded to float32 here, so that equal files have equal values.
+
+    Raises:
+        FormatError: if it is NaN or infinite, or too large for float32.
+    """
+    return KV(key, ValueType.FLOAT32, to_float32(key, value))
+
+
+def to_float32(where: str, value: float) -> float:
+    """Round *value* to float32.
+
+    Raises:
+        FormatError: if it is NaN or infinite, or too large; it names *where*.
+    """
+    try:
+        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    except (OverflowError, struct.error):  # the latter for a whole number of some hundred digits
+        rounded = float("inf")
+    if abs(rounded) <= _FLOAT32_MAX:  # false for NaN too
+        return rounded
+    raise FormatError(
+        "a value does not fit float32",
+        where=where,
+        expected=f"a number up to {_FLOAT32_MAX:.7g}",
+        found=repr(value)[:80],
+    )
 
 
 def boolean(key: str, value: bool) -> KV:
@@ -160,7 +188,8 @@ class Plan:
 class Source:
     """A model on this machine: *folder* holds the checkpoint.
 
-    *repository* ("org/name") and *commit* are None for a local folder; *name* is what the model is called.
+    *repository* ("org/name") and *commit* are None for a local folder; *name* is what the model is called.  An *alias*
+    may name the chat *family*.
     """
 
     name: str
@@ -169,6 +198,15 @@ class Source:
     revision: str | None = None
     commit: str | None = None
     alias: str | None = None
+    family: str | None = None
+
+
+@dataclass(frozen=True)
+class FileHead:
+    """The beginning of a file that is not on this machine yet: *data* from its first byte on, *size* of the whole."""
+
+    data: bytes
+    size: int
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import flow, prove, quant
+from pipeline import flow, quant
 from pipeline import plan as plans
 from pipeline.checkpoint import TensorReader
 from pipeline.encode import derive
 from pipeline.errors import ProofError, UsageError
 from pipeline.gguf import GgufFile, GgufTensor, read_gguf
+from pipeline.source import OpenSource
 from pipeline.store import Name, Store
 from pipeline.types import KV, Check, Plan, PlannedTensor
 
@@ -72,7 +73,13 @@ class Verification:
 
 def verify_publication(store: Store, name: Name, verification: Verification) -> Verification:
     """Hash a publication's blobs too; their check comes first."""
-    return replace(verification, checks=(prove.read_back(store, name), *verification.checks))
+    found = list(store.verify(name))
+    bad = [f"{one.layer.blob.digest} is {one.found}" for one in found if not one.ok]
+    total = sum(one.layer.blob.size for one in found)
+    detail = "; ".join(bad) or f"{len(found)} blobs, {total:,} bytes"
+    return replace(
+        verification, checks=(Check("blobs", "different" if bad else "proven", detail), *verification.checks)
+    )
 
 
 def verify_file(path: Path) -> Verification:
@@ -103,17 +110,14 @@ def verify_against(
     if sample is not None and sample < 1:
         raise UsageError("a sample has at least one matrix", found=sample)
     file = read_gguf(path)
-    prepared = flow.prepare(model, log)
-    plan = _plan_of(file, prepared.blueprint)
-    checks = [
-        _read(file),
-        compare_headers(file, plan, is_folder=prepared.source.repository is None),
-        _layout(file, plan),
-    ]
-    if checks[-1].state == "different":
-        return Verification(path, plan.recipe, seed, tuple(checks))
-    chosen = plan.tensors if sample is None else choose(plan.tensors, sample, seed)
-    proofs = _derive(file, chosen, log, threads)
+    with flow.prepare(model, log, "stream") as prepared:
+        plan = _plan_of(file, prepared.blueprint)
+        header = compare_headers(file, plan, is_folder=prepared.source.repository is None)
+        checks = (_read(file), header, _layout(file, plan))
+        if checks[-1].state == "different":
+            return Verification(path, plan.recipe, seed, checks)
+        chosen = plan.tensors if sample is None else choose(plan.tensors, sample, seed)
+        proofs = _derive(file, chosen, prepared.opened, log, threads)
     return Verification(path, plan.recipe, seed, (*checks, _bytes(proofs, len(plan.tensors))), proofs)
 
 
@@ -188,12 +192,15 @@ def _describe(tensor: PlannedTensor) -> str:
     return f"{tensor.name} {tensor.type} {list(tensor.shape)} at {tensor.offset}"
 
 
-def _derive(file: GgufFile, tensors: Sequence[PlannedTensor], log: flow.Log, threads: int) -> tuple[TensorProof, ...]:
-    """Encode *tensors* again and compare each with the file, tile by tile."""
+def _derive(
+    file: GgufFile, tensors: Sequence[PlannedTensor], opened: OpenSource, log: flow.Log, threads: int
+) -> tuple[TensorProof, ...]:
+    """Encode *tensors* again and compare each with the file, tile by tile; only files that they need are waited for."""
+    opened.prefer(flow.weights_of(tensors))
     there = {tensor.name: tensor for tensor in file.tensors}
     found: dict[str, TensorProof] = {}
     total, done = sum(t.n_rows * t.n_cols for t in tensors), 0
-    with TensorReader() as reader, log.bar("deriving tensors again") as progress:
+    with TensorReader(ready=opened.wait) as reader, log.bar("deriving tensors again") as progress:
         for tensor, first, data in derive(tensors, reader, threads=threads):
             known = found.get(tensor.name)
             if known is None or known.equal:

@@ -242,6 +242,24 @@ class Shaped(_Over):
 
 
 @dataclass(frozen=True)
+class Folded(_Over):
+    """A vector seen as a matrix, row after row; small, so it is read whole."""
+
+    shape: Shape
+
+    def __post_init__(self) -> None:
+        if len(self.view.shape) != 1 or count_rows(self.shape) * self.shape[-1] != self.view.shape[0]:
+            raise FormatError("a vector has another length than expected", expected=self.shape, found=self.view.shape)
+
+    def read(self, reader: RowReader, rows: RowNumbers, columns: slice, out: Tile) -> None:
+        """Read the vector and pick; see `View.read`."""
+        item = item_bytes(self.dtype)
+        whole = np.empty((1, self.view.shape[0] * item), np.uint8)
+        self.view.read(reader, np.zeros(1, np.int64), slice(None), whole)
+        out[...] = whole.reshape(count_rows(self.shape), -1, item)[rows, columns].reshape(out.shape)
+
+
+@dataclass(frozen=True)
 class Computed(_Over):
     """Float32 values of *view*, changed element by element by *function*, which works in place on (n_rows, n_cols)."""
 

@@ -17,13 +17,14 @@ from hypothesis import settings
 
 from pipeline import data
 from pipeline.runtime.llama import LlamaInstall, find_llama
+from pipeline.runtime.ollama import TRIED
 
 settings.register_profile("ours", derandomize=True, deadline=None, max_examples=60, database=None)
 settings.load_profile("ours")
 
 ROOT = Path(__file__).resolve().parent.parent
 # Another version can be tried by hand: OLLAMA_UNDER_TEST=0.34.1 make test ARGS=tests/end_to_end
-OLLAMA_VERSION = os.environ.get("OLLAMA_UNDER_TEST", "0.34.4")
+OLLAMA_VERSION = os.environ.get("OLLAMA_UNDER_TEST", TRIED[-1][0])
 IS_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
 
@@ -113,6 +114,29 @@ def _load_oracle(name: str) -> ModuleType:
 def oracle() -> Callable[[str], ModuleType]:
     """Give a module of tests/oracle by its name, such as `oracle("ollama").running_ollama`."""
     return _load_oracle
+
+
+@pytest.fixture(scope="session")
+def _server() -> Iterator[Any]:
+    with _load_oracle("hub_server").serve() as server:
+        yield server
+
+
+@pytest.fixture
+def hub(_server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty Hub, to which HF_ENDPOINT points; the real client sends nothing elsewhere."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setenv("HF_ENDPOINT", _server.hub.url)
+    _server.hub.reset()
+    return _server.hub
+
+
+@pytest.fixture
+def server(hub: Any, _server: Any) -> Any:
+    """The server behind the Hub, to be taken down and up."""
+    return _server
 
 
 @pytest.fixture(scope="session")

@@ -95,8 +95,8 @@ def test_memory_is_what_publish_takes(
 
 
 def _plans(folder: Path, silent_log: Any, *recipes: str) -> list[Any]:
-    blueprint = flow.prepare(str(folder), silent_log).blueprint
-    return [plans.make_plan(blueprint, recipe) for recipe in recipes]
+    with flow.prepare(str(folder), silent_log) as prepared:
+        return [plans.make_plan(prepared.blueprint, recipe) for recipe in recipes]
 
 
 def test_time_follows_the_work(checkpoint: Path, demo: Path, silent_log: Any) -> None:

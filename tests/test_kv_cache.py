@@ -83,8 +83,9 @@ def test_llama_cpp_takes_as_much(name: str, tmp_path: Path, silent_log: Any, lla
     flow.convert(str(FIXTURES / name), tmp_path / "model.gguf", "auto", silent_log)
     file = read_gguf(tmp_path / "model.gguf")
     ours = kv_cache_bytes(file.value("general.architecture"), file.metadata.values(), 3000)
-    if not ours:
-        pytest.skip("an encoder, or a cache that the header does not tell")
+    if not ours:  # an encoder, or a mixture of caches
+        assert ours == 0 or file.value("general.architecture") not in ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
+        return
     done = subprocess.run(
         [llama.program("llama-completion"), "-m", file.path, "-c", "3000", "-n", "1", "-p", "a", "-no-cnv", "-v"],
         capture_output=True,

@@ -82,8 +82,8 @@ def measured(demo: Path, tmp_path: Path, silent_log: Any) -> Measured:
     """Encode the demo in some recipes and return each one's errors by tensor."""
 
     def run(*recipes: str, every: int = 1, threads: int = 2) -> dict[str, dict[str, TensorError]]:
-        blueprint = flow.prepare(str(demo), silent_log).blueprint
-        planned = [plans.make_plan(blueprint, recipe) for recipe in recipes]
+        with flow.prepare(str(demo), silent_log) as prepared:
+            planned = [plans.make_plan(prepared.blueprint, recipe) for recipe in recipes]
         outputs = [Output(plan, tmp_path / f"{number}.gguf") for number, plan in enumerate(planned)]
         meter = ErrorMeter(every)
         with TensorReader() as reader:

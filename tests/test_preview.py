@@ -26,7 +26,8 @@ class Usage(NamedTuple):
 @pytest.fixture
 def described(demo: Path, silent_log: Any) -> dict[str, Any]:
     """The plan of the demo as Q8_0."""
-    return preview.describe_plan(flow.prepare(str(demo), silent_log), "Q8_0", 100)
+    with flow.prepare(str(demo), silent_log) as prepared:
+        return preview.describe_plan(prepared, "Q8_0", 100)
 
 
 def test_what_can_be_done_is_not_refused(described: dict[str, Any]) -> None:

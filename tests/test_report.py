@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline import flow, report
-from pipeline.errors import FormatError, ProofError, UsageError
+from pipeline.errors import FormatError, UsageError
 from pipeline.store import Store, local_name
-from pipeline.types import Check
 
 
 def _publish(silent_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
@@ -37,22 +36,10 @@ def test_a_report_says_what_was_made_of_what(
     assert 0.98 < rows["blk.0.attn_q.weight"]["error"]["cosine"] < 1
     assert found["tokenizer"]["tokenizer.ggml.pre"] == "qwen2"
     assert found["tokenizer"]["tokenizer.ggml.tokens (length)"] == 1024
-    assert list(found["timings"]) == ["read", "write", "hash sources", "publish", "prove"]
+    assert list(found["timings"]) == ["read", "write", "hash sources", "prove", "publish"]
     assert sum(found["timings"].values()) == pytest.approx(found["seconds"], abs=0.01)
     assert (found["errors"], found["sample_every"], found["llama_cpp"]) == ("sample", 32, None)
     assert {"python", "numpy", "machine"} == set(found["tool"])
-
-
-def test_a_failed_proof_is_on_record(silent_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A publication that differs from what was meant stops the run, and its report says what differs."""
-    check = Check("prompt", "different", "at character 3")
-    monkeypatch.setattr("pipeline.flow.prove.run", lambda *_, **__: (check,))
-    with pytest.raises(ProofError, match="at character 3"):
-        _publish(silent_log, tmp_path, monkeypatch)
-    (path,) = report.reports_folder().iterdir()
-    assert report.load(path)["checks"][0] == {
-        "name": "prompt", "state": "different", "detail": "at character 3", "command": None,
-    }  # fmt: skip
 
 
 def test_errors_can_be_left_out(silent_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,8 @@ CASES: dict[str, Case] = {
         lambda v: v["matrix"][3::-1].T,
     ),
     "squeezed": (lambda s: views.Shaped(s["single"], (4, 7)), lambda v: v["single"][:, 0]),
+    "folded": (lambda s: views.Folded(s["vector"], (3, 3)), lambda v: v["vector"].reshape(3, 3)),
+    "column": (lambda s: views.Folded(s["vector"], (9, 1)), lambda v: v["vector"][:, None]),
     "computed": (lambda s: views.Computed(views.Transposed(s["matrix"]), _plus_two), lambda v: v["matrix"].T + 2),
     "constant": (lambda _: views.Constant((2, 3), (1, 2, 3, 4, 5, 6)), lambda _: np.arange(1, 7).reshape(2, 3)),
 }
@@ -116,6 +118,14 @@ def test_a_shape_must_keep_the_rows(stored: dict[str, views.Stored]) -> None:
     """A view in another shape has the same rows."""
     with pytest.raises(FormatError, match="another shape"):
         views.Shaped(stored["matrix"], (10, 12))
+
+
+def test_a_fold_must_keep_the_length(stored: dict[str, views.Stored]) -> None:
+    """Only a vector folds, and only into as many elements."""
+    with pytest.raises(FormatError, match="another length"):
+        views.Folded(stored["vector"], (2, 4))
+    with pytest.raises(FormatError, match="another length"):
+        views.Folded(stored["matrix"], (10, 12))
 
 
 def test_views_name_their_sources(stored: dict[str, views.Stored], tmp_path: Path) -> None:

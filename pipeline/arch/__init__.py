@@ -8,13 +8,16 @@ from functools import cache
 from typing import Any
 
 from pipeline import discover
-from pipeline.arch._base import Arch, Key, Literal, Row
-from pipeline.arch._config import ModelConfig
+from pipeline.arch._base import Arch, Key, Literal, Row, pattern
+from pipeline.arch._config import MAX_EXPERTS, MAX_LAYERS, ModelConfig
 from pipeline.arch._map import HEAD, Mapped, MappedTensors, map_tensors
+from pipeline.arch._rope import check_rope
 from pipeline.errors import FormatError, PipelineError, UnsupportedError
 
 __all__ = [
     "HEAD",
+    "MAX_EXPERTS",
+    "MAX_LAYERS",
     "Arch",
     "Key",
     "Literal",
@@ -26,6 +29,7 @@ __all__ = [
     "by_class",
     "map_tensors",
     "match",
+    "pattern",
 ]
 
 
@@ -69,15 +73,18 @@ def match(config: Mapping[str, Any]) -> Arch:
             f"architecture {classes[0]!r} is not supported",
             where='config.json, key "architectures"',
             expected=f"one of {', '.join(sorted(by_class()))}",
-            hint=f"the closest is {close[0]}" if close else "see `gguf-pipeline models --architectures`",
+            found=repr(classes[0])[:80],
+            hint=f"the closest is {close[0]}" if close else None,
         )
-    _check(arch, config)
+    _check(arch, arch.config(config))
+    _check_precision(config)
     return arch
 
 
-def _check(arch: Arch, config: Mapping[str, Any]) -> None:
-    for key, values in arch.expect.items():
-        found = config.get(key)
+def _check(arch: Arch, config: ModelConfig) -> None:
+    for key, allowed in arch.expect.items():
+        found = config.raw.get(key)
+        values = allowed(config) if callable(allowed) else allowed
         if found is not None and found not in values:
             raise UnsupportedError(
                 f"llama.cpp computes {arch.gguf!r} in another way",
@@ -85,15 +92,10 @@ def _check(arch: Arch, config: Mapping[str, Any]) -> None:
                 expected=" or ".join(map(repr, values)),
                 found=repr(found)[:80],
             )
-    kind = ModelConfig(config).rope["rope_type"]
-    if kind not in arch.ropes:
-        raise UnsupportedError(
-            f"rope scaling {kind!r} is not supported for {arch.name!r}",
-            where="config.json, rope scaling",
-            expected=" or ".join(arch.ropes),
-            found=repr(kind)[:80],
-            hint="converting without it would give a model that fails on long texts",
-        )
+    check_rope(config, arch.name, arch.ropes)
+
+
+def _check_precision(config: Mapping[str, Any]) -> None:
     if config.get("quantization_config"):
         raise UnsupportedError(
             "the weights are packed by another quantizer",

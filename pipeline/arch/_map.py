@@ -6,7 +6,7 @@ Each source fits the rows of exactly one pattern, or an explicit drop; each row 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.arch._base import Arch, Row, pattern
@@ -31,10 +31,16 @@ class Mapped:
 
 @dataclass(frozen=True)
 class MappedTensors:
-    """What `map_tensors` found: output tensors in row order, and the names of sources that are left out."""
+    """What `map_tensors` found: output tensors in row order, and what is left out.
+
+    *dropped* are names of sources that nothing needs; *lost* counts the sources of each ability that the file lacks.
+    *scalars* are tensors with one number, named by the metadata key they belong to, in the order of their blocks.
+    """
 
     tensors: tuple[Mapped, ...]
     dropped: tuple[str, ...]
+    lost: Mapping[str, int]
+    scalars: tuple[Mapped, ...] = ()
 
 
 def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> MappedTensors:
@@ -44,26 +50,48 @@ def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTen
         UnsupportedError: if a tensor fits no row.
         FormatError: if a required tensor is missing, or a shape does not suit its row.
     """
-    places = {place: None for row in arch.rows for place in _places(row, config)}
-    patterns = list(dict.fromkeys(name for row in arch.rows for name in row.patterns))
+    rows = (*arch.rows, *arch.scalars)
+    places = {place: None for row in rows for place in _places(row, config, row.blocks(config))}
+    patterns = list(dict.fromkeys(name for row in rows for name in row.patterns))
     found: dict[_Place, SourceTensor] = {}
     dropped, unknown = [], []
-    for name, tensor in tensors.items():
+    lost: dict[str, int] = {}
+    for own_name, tensor in tensors.items():
+        name = _canonical(arch, own_name)
         place = _place_of(patterns, name)
         if _is_dropped(arch, config, name):
             dropped.append(name)
-        elif place in places:
-            found[place] = tensor
+        elif ability := _ability(arch, config, name):
+            lost[ability] = lost.get(ability, 0) + 1
+        elif place not in places:
+            unknown.append(own_name)
+        elif place in found:
+            raise _twice(found[place].name, own_name)
         else:
-            unknown.append(name)
+            found[place] = tensor
     if unknown:
         raise _unmapped(arch, patterns, unknown)
-    return MappedTensors(tuple(_outputs(arch, config, found)), tuple(dropped))
+    outputs = tuple(_outputs(arch, arch.rows, config, found))
+    return MappedTensors(outputs, tuple(dropped), lost, tuple(_outputs(arch, arch.scalars, config, found)))
 
 
-def _places(row: Row, config: ModelConfig) -> Iterator[_Place]:
+def _canonical(arch: Arch, name: str) -> str:
+    begin = next(((old, new) for old, new in arch.prefixes if name.startswith(old)), ("", ""))
+    end = next(((old, new) for old, new in arch.spellings.items() if name.endswith(old)), ("", ""))
+    return begin[1] + name.removeprefix(begin[0]).removesuffix(end[0]) + end[1]
+
+
+def _ability(arch: Arch, config: ModelConfig, name: str) -> str | None:
+    for text, ability in arch.abilities.items():
+        match = pattern(text).fullmatch(name)
+        if match and ("bid" not in match.groupdict() or int(match["bid"]) in config.extra_layers):
+            return ability
+    return None
+
+
+def _places(row: Row, config: ModelConfig, bids: Iterable[int]) -> Iterator[_Place]:
     for name in row.patterns:
-        for bid in row.blocks(config) if "{bid}" in name else (0,):
+        for bid in bids if "{bid}" in name else (0,):
             for xid in range(config.n_experts) if "{xid}" in name else (0,):
                 yield name, bid, xid
 
@@ -82,28 +110,59 @@ def _is_dropped(arch: Arch, config: ModelConfig, name: str) -> bool:
     return (name == HEAD and config.is_tied) or any(pattern(p).fullmatch(name) for p in arch.drop)
 
 
-def _outputs(arch: Arch, config: ModelConfig, found: Mapping[_Place, SourceTensor]) -> Iterator[Mapped]:
-    for row in arch.rows:
+def _outputs(
+    arch: Arch, rows: tuple[Row, ...], config: ModelConfig, found: Mapping[_Place, SourceTensor]
+) -> Iterator[Mapped]:
+    layouts: dict[str, list[Row]] = {}
+    for row in rows:
+        layouts.setdefault(row.target, []).append(row)
+    for same in layouts.values():
+        for bid in sorted({bid for row in same for bid in _blocks(row, config)}):
+            if (tensor := _one_of(arch, same, bid, config, found)) is not None:
+                yield tensor
+
+
+def _one_of(
+    arch: Arch, rows: list[Row], bid: int, config: ModelConfig, found: Mapping[_Place, SourceTensor]
+) -> Mapped | None:
+    """Make one output tensor by the row whose layout the checkpoint has."""
+    given: list[tuple[Row, list[_Place]]] = []
+    first_missing: tuple[int, Row, _Place] | None = None
+    for row in (row for row in rows if bid in _blocks(row, config)):
+        wanted = list(_places(row, config, (bid,)))
+        missing = [place for place in wanted if place not in found]
         # A head that is neither tied nor there would make a model that cannot answer.
-        required = not config.is_tied if row.source == HEAD else not row.optional
-        per_block = any("{bid}" in name for name in row.patterns)
-        for bid in row.blocks(config) if per_block else (0,):
-            wanted = [place for place in _places(row, config) if place[1] == bid or "{bid}" not in place[0]]
-            missing = [place for place in wanted if place not in found]
-            if not missing:
-                yield _output(arch, row, bid, [found[place] for place in wanted], config)
-            elif required or len(missing) < len(wanted):
-                raise _missing(arch, row, missing[0])
+        is_required = not config.is_tied if row.source == HEAD else not row.optional
+        n_found = len(wanted) - len(missing)
+        if wanted and not missing:
+            given.append((row, wanted))
+        elif (n_found or is_required) and (first_missing is None or n_found > first_missing[0]):
+            first_missing = (n_found, row, missing[0] if missing else (row.patterns[0], bid, 0))
+    if len(given) > 1:
+        raise _twice(*(found[places[0]].name for _, places in given[:2]))
+    if first_missing and (not given or first_missing[0]):
+        raise _missing(arch, *first_missing[1:])
+    return _output(arch, given[0][0], bid, [found[p] for p in given[0][1]], config) if given else None
+
+
+def _blocks(row: Row, config: ModelConfig) -> Iterable[int]:
+    return row.blocks(config) if any("{bid}" in name for name in row.patterns) else (0,)
 
 
 def _output(arch: Arch, row: Row, bid: int, sources: list[SourceTensor], config: ModelConfig) -> Mapped:
     views: list[View] = [Stored(source) for source in sources]
     is_single = len(row.patterns) == 1 and "{xid}" not in row.patterns[0]
     try:
+        if row.steps and any(not view.shape for view in views):
+            raise FormatError("a tensor has no dimensions", expected="rows of weights", found="a single number")
         view = views[0] if is_single else row.merge(config, views)
         for step in row.steps:
             view = step(config, view)
+        if row.shape and view.shape != (expected := row.shape(config)):
+            raise FormatError("a tensor has another shape than config.json says", expected=expected, found=view.shape)
     except FormatError as exc:
+        if exc.where is not None:  # config.json's own fault, and it names the key
+            raise
         raise FormatError(
             exc.what,
             where=f"{sources[0].path.name}, tensor {sources[0].name}",
@@ -122,6 +181,16 @@ def _missing(arch: Arch, row: Row, place: _Place) -> FormatError:
         expected=f"a tensor for {row.target.replace('{bid}', str(bid))} of {arch.name}",
         found="no tensor of that name",
         hint="download the checkpoint again; a base model without its head cannot generate text",
+    )
+
+
+def _twice(first: str, second: str) -> FormatError:
+    return FormatError(
+        "the checkpoint has one tensor in two layouts",
+        where=second,
+        expected="one of them",
+        found=f"{first} and {second}",
+        hint="was it merged from files of two versions? Download it again into an empty folder",
     )
 
 

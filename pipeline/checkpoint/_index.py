@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from pipeline.checkpoint._json import json_type, read_json, shorten
 from pipeline.checkpoint.safetensors import check_name, read_header
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.types import SourceTensor
+from pipeline.strict_json import json_type, read_json, shorten
+from pipeline.types import FileHead, SourceTensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -21,28 +22,31 @@ _OTHER_FORMATS = {
 _OTHER_FORMATS |= dict.fromkeys((".pt", ".pth", ".ckpt"), _OTHER_FORMATS[".bin"])
 
 
-def collect(folder: Path) -> dict[str, SourceTensor]:
+def collect(folder: Path, remote_headers: Mapping[Path, FileHead]) -> dict[str, SourceTensor]:
     """Find every tensor of the checkpoint in *folder*, in the order of names; only headers are read.
 
-    `model.safetensors` comes before an index, as transformers has it; with neither, all *.safetensors are taken.
+    `model.safetensors` comes before an index, as transformers has it; with neither, all *.safetensors are taken.  Files
+    in *remote_headers* count as if they were there.
 
     Raises:
         FormatError: if a file is bad, or index and shards contradict each other.
         UnsupportedError: if the weights are in no safetensors file.
     """
-    if (folder / SINGLE).exists():
-        tensors = read_header(folder / SINGLE).tensors
+    single = folder / SINGLE
+    if single in remote_headers or single.exists():
+        tensors = read_header(single, remote_headers.get(single)).tensors
     elif (folder / INDEX).exists():
-        tensors = _sharded(folder)
+        tensors = _sharded(folder, remote_headers)
     else:
-        tensors = _merge(_loose(folder))
+        tensors = _merge(_loose(folder, remote_headers), remote_headers)
     if not tensors:
         raise FormatError("holds no tensor", where=folder, expected="a model's weights", hint=_AGAIN)
     return dict(sorted(tensors.items()))
 
 
-def _loose(folder: Path) -> list[Path]:
-    shards = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter"))
+def _loose(folder: Path, remote_headers: Mapping[Path, FileHead]) -> list[Path]:
+    there = {*folder.glob("*.safetensors"), *remote_headers}
+    shards = sorted(p for p in there if not p.name.startswith("adapter"))
     if shards:
         return shards
     hint = next((h for end, h in _OTHER_FORMATS.items() if any(folder.glob(f"*{end}"))), None)
@@ -56,10 +60,10 @@ def _loose(folder: Path) -> list[Path]:
     )
 
 
-def _merge(shards: list[Path]) -> dict[str, SourceTensor]:
+def _merge(shards: list[Path], remote_headers: Mapping[Path, FileHead]) -> dict[str, SourceTensor]:
     tensors: dict[str, SourceTensor] = {}
     for shard in shards:
-        for name, tensor in read_header(shard).tensors.items():
+        for name, tensor in read_header(shard, remote_headers.get(shard)).tensors.items():
             if name in tensors:
                 raise FormatError(
                     f"the tensor {name} is in two files",
@@ -116,11 +120,11 @@ def _check_total(metadata: object, path: Path) -> None:
         raise FormatError("its total_size is not a number", where=path, expected="bytes", found=json_type(total))
 
 
-def _sharded(folder: Path) -> dict[str, SourceTensor]:
+def _sharded(folder: Path, remote_headers: Mapping[Path, FileHead]) -> dict[str, SourceTensor]:
     path = folder / INDEX
     weight_map = read_weight_map(path)
     shards = [folder / name for name in sorted(set(weight_map.values()))]
-    missing = [p.name for p in shards if not p.exists()]
+    missing = [p.name for p in shards if p not in remote_headers and not p.exists()]
     if missing:
         raise FormatError(
             f"{len(missing)} of {len(shards)} shards are missing",
@@ -129,7 +133,7 @@ def _sharded(folder: Path) -> dict[str, SourceTensor]:
             found="not there",
             hint=_AGAIN,
         )
-    tensors = _merge(shards)
+    tensors = _merge(shards, remote_headers)
     for name, tensor in tensors.items():
         if name not in weight_map:
             raise FormatError(

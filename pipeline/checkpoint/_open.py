@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.checkpoint._index import collect
-from pipeline.checkpoint._json import json_type, read_json
+from pipeline.checkpoint._pooling import read_pooling
 from pipeline.errors import FormatError, InputError
-from pipeline.types import SourceTensor
+from pipeline.strict_json import json_type, read_json
+from pipeline.types import FileHead, SourceTensor
 
 _MAX_CONFIG = 10_000_000
 _MAX_LICENSE = 1_000_000
@@ -46,6 +47,10 @@ class Checkpoint:
         nested = self.config.get("text_config")
         return nested if isinstance(nested, dict) else self.config
 
+    def pooling(self) -> str | None:
+        """Return how an embedding model pools its vectors: "mean", "cls", "last", or None; see `read_pooling`."""
+        return read_pooling(self.folder)
+
     def licenses(self) -> tuple[str, ...]:
         """Return the texts of the licence files (LICENSE*, COPYING*, NOTICE* ...), in the order of their names.
 
@@ -56,8 +61,10 @@ class Checkpoint:
         return tuple(_license_text(p) for p in paths)
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, remote_headers: Mapping[Path, FileHead] = MappingProxyType({})) -> Checkpoint:
     """Open the checkpoint in *folder*: its JSON files and the headers of its safetensors files.
+
+    A safetensors file that is not there yet is known by its header in *remote_headers*, by the path where it will be.
 
     Raises:
         InputError: if *folder* is no folder.
@@ -72,7 +79,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         folder=folder,
         config=config,
         generation_config=read_json(generation, _MAX_CONFIG) if generation.exists() else {},
-        tensors=MappingProxyType(collect(folder)),
+        tensors=MappingProxyType(collect(folder, remote_headers)),
     )
 
 

@@ -32,10 +32,12 @@ _F16_SCALE = np.float32(2.0**112)  # exponent bias of a float32 less that of a h
 class TensorReader:
     """Reads the tensors of any number of files; threads may share one.
 
-    Files are opened when first needed and stay open until `close` or the end of the `with` block.
+    Files are opened when first needed and stay open until `close` or the end of the `with` block.  Before that *ready*
+    is called with the file's path: it returns when the file may be read, or raises.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ready: Callable[[Path], None] | None = None) -> None:
+        self._ready = ready
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -176,6 +178,9 @@ class TensorReader:
             buffers = _rest(buffers, n)
 
     def _open(self, tensor: SourceTensor) -> int:
+        # Not under the lock: others may go on reading what is open while this thread waits.
+        if self._ready and tensor.path not in self._files:
+            self._ready(tensor.path)
         with self._lock:
             if self._closed:
                 raise _misuse(tensor, "a closed reader")

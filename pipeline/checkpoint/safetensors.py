@@ -7,15 +7,16 @@ holes or overlaps up to the last byte of the file.  Bad files are input, not acc
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.checkpoint._json import json_type, parse_object, shorten
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.types import SourceTensor
+from pipeline.strict_json import json_type, parse_object, shorten
+from pipeline.types import FileHead, SourceTensor
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library
 MAX_TENSORS = 100_000
@@ -43,27 +44,30 @@ class Header:
     metadata: dict[str, str]
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, head: FileHead | None = None) -> Header:
     """Read and check the header of *path*; of the data only the size is looked at.
+
+    With *head*, at least the 8 bytes and the header that they announce, the file itself need not be there yet.
 
     Raises:
         FormatError: if the file breaks any rule of the format, naming the rule, what was expected and what is there.
         UnsupportedError: for an element type or a size that nothing here knows.
     """
+    if head is not None:
+        return _read(path, io.BytesIO(head.data), head.size)
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):  # a pipe would block, a folder has no bytes
             raise FormatError("is not a file", where=path, expected="a safetensors file")
         with path.open("rb") as file:
-            return _read(path, file)
+            return _read(path, file, os.fstat(file.fileno()).st_size)
     except OSError as e:
         raise FormatError(
             "cannot be read", where=path, found=e.strerror or e, hint="check that the file is there and readable"
         ) from e
 
 
-def _read(path: Path, file: BinaryIO) -> Header:
-    size = os.fstat(file.fileno()).st_size
+def _read(path: Path, file: BinaryIO, size: int) -> Header:
     start = file.read(len(_LFS))
     if start == _LFS:
         raise FormatError(

@@ -55,7 +55,7 @@ def recipes_for(model: str, text: str | None) -> tuple[str, ...]:
     from pipeline.source import aliases
 
     alias = aliases.load().get(model.partition("@")[0])
-    return recipes(text or (alias.quant if alias else "Q4_K_M"))
+    return recipes((alias.quant if alias else "Q4_K_M") if text is None else text)
 
 
 def recipes(text: str) -> tuple[str, ...]:

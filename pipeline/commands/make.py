@@ -91,17 +91,19 @@ def publish(
 
     job = flow.Job(
         model, recipes_for(model, quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), errors,
+        _overrides(system, num_ctx, parameters), errors=errors,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
         from pipeline.preview import describe_plan, refuse_impossible
 
-        prepared = flow.prepare(job.model, log)
-        name = "/".join(flow.model_name(job, prepared))
-        would = [
-            describe_plan(prepared, q, 4096, threads) | {"name": f"{name}:{q}", "target": target} for q in job.quants
-        ]
+        flow.check_job(job)
+        with flow.prepare(job.model, log) as prepared:
+            name = "/".join(flow.model_name(job, prepared))
+            would = [
+                describe_plan(prepared, q, 4096, threads) | {"name": f"{name}:{q}", "target": target}
+                for q in job.quants
+            ]
         print_json(would) if as_json else _show.preview(would)
         refuse_impossible(would)
         return
@@ -123,8 +125,8 @@ def plan(model: str, quant: str | None, ctx: int, threads: int, as_json: bool) -
     from pipeline.commands import _show
     from pipeline.preview import describe_plan, problems, refuse_impossible
 
-    prepared = flow.prepare(model, reporter(quiet=as_json))
-    shown = [describe_plan(prepared, name, ctx, threads) for name in recipes_for(model, quant)]
+    with flow.prepare(model, reporter(quiet=as_json)) as prepared:
+        shown = [describe_plan(prepared, name, ctx, threads) for name in recipes_for(model, quant)]
     if as_json:
         refusals = [str(problem) for problem in problems(shown)]
         print_json([one | {"refusals": refusals} for one in shown])
@@ -220,19 +222,42 @@ def modelfile(
     if output is None:
         click.echo(text, nl=False)
     else:
-        output.write_text(text, encoding="utf-8")
+        _write(output, text)
+
+
+def _write(path: Path, text: str) -> None:
+    from pipeline.errors import UsageError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise UsageError(
+            "the file cannot be written", where=path, found=e.strerror or e, hint="give another name with -o"
+        ) from e
 
 
 @click.command()
 @click.argument("model")
+@click.option("--revision", metavar="REV", help="A branch, tag or commit; default: the alias's branch, else main.")
+@click.option("--verify", is_flag=True, help="Hash files again that are there already.")
 @json_option
-def pull(model: str, as_json: bool) -> None:
-    """Download MODEL into the Hugging Face cache, only the files that are needed."""
+def pull(model: str, revision: str | None, verify: bool, as_json: bool) -> None:
+    """Download MODEL into the Hugging Face cache, only the files that are needed, and record its commit.
+
+    Other commands take the recorded commit; `pull` asks the Hub again what the branch is now.
+    """
     from pipeline.source import resolve
 
     log = reporter(quiet=as_json)
     with log.bar(f"pulling {model}") as progress:
-        source = resolve(model, log=log.note, progress=lambda _file, done, total: progress(done, total or 0))
+        source = resolve(
+            model,
+            revision=revision,
+            update=True,
+            rehash=verify,
+            log=log.note,
+            progress=lambda _file, done, total: progress(done, total or 0),
+        )
     if as_json:
         print_json(
             {

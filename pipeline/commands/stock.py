@@ -1,4 +1,4 @@
-"""Commands for the stock of published models: serve, run, list, rm."""
+"""Commands for the stock of published models: serve, run, list, rm, gc."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def list_(as_json: bool) -> None:
     """List the published models."""
     from pipeline.store import Store, local_store_root
 
-    entries = Store(local_store_root()).list()
+    store = Store(local_store_root())
+    entries = store.list()
+    for problem in store.problems():
+        click.echo(f"warning: {problem.path} names no model: {problem.reason}", err=True)
     if as_json:
         print_json(
             [
@@ -96,3 +99,21 @@ def rm(refs: tuple[str, ...]) -> None:
     for name in [local_name(ref) for ref in refs]:
         removed = store.remove(name)
         click.echo(f"removed {name} ({len(removed)} blobs, {size(sum(b.size for b in removed))})")
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@json_option
+def gc(dry_run: bool, as_json: bool) -> None:
+    """Remove blobs that no published model uses and files that a killed run left; what is under an hour old stays."""
+    from pipeline.store import Store, local_store_root
+
+    swept = Store(local_store_root()).gc(waiting=lambda text: click.echo(text, err=True), dry_run=dry_run)
+    total = sum(one.size for one in swept)
+    if as_json:
+        files = [{"path": str(one.path), "size": one.size} for one in swept]
+        print_json({"files": files, "size": total, "removed": not dry_run})
+        return
+    for one in swept:
+        click.echo(f"{size(one.size):>10}  {one.path}")
+    click.echo(f"{'would remove' if dry_run else 'removed'} {len(swept)} files, {size(total)}")

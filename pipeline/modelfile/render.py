@@ -47,6 +47,7 @@ def make_modelfile(
     overrides: Overrides,
     with_template: bool,
     families: Mapping[str, Family],
+    family_name: str | None = None,
     vocabulary: Container[str] | None = None,
 ) -> Modelfile:
     """Decide parameters, system prompt, licences and, if *with_template*, the Go template.
@@ -57,9 +58,10 @@ def make_modelfile(
     Raises:
         FormatError: if generation_config.json has a value of a wrong type, or two families match equally.
         UnsupportedError: if a template is wanted and no family matches.
-        UsageError: if an override is nothing that Ollama takes.
+        UsageError: if an override is nothing that Ollama takes, or *family_name*, which wins over the template, is no
+            family.
     """
-    family = match_family(chat_template, families)
+    family = match_family(chat_template, families) if family_name is None else _named(family_name, families)
     if with_template and family is None:
         raise UnsupportedError(
             "no chat family fits this checkpoint, so there is no Go template for it",
@@ -128,6 +130,14 @@ def params_layer(modelfile: Modelfile) -> dict[str, int | float | bool | str | l
         else:
             layer[name] = value
     return layer
+
+
+def _named(name: str, families: Mapping[str, Family]) -> Family:
+    if name not in families:
+        raise UsageError(
+            f"no chat family is called {name!r}", expected=", ".join(sorted(families)), hint="correct models.toml"
+        )
+    return families[name]
 
 
 def _can_say(stop: str, chat_template: str | None, eos_texts: Sequence[str], vocabulary: Container[str] | None) -> bool:

@@ -1,20 +1,31 @@
-"""The proof `quick`: read back, open, load, decode, compare prompts.  Nothing is built for it."""
+"""The proof `quick`: read back, open, load, decode, compare prompts.  Nothing is built for it.
+
+It looks at the files before they get their names, so what is not proven right never replaces what was there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from pipeline.errors import PipelineError, ProofError
+from pipeline.errors import InputError, PipelineError, ProofError, ResourceError, ToolError
 from pipeline.gguf import read_gguf
 from pipeline.prove.prompt import TemplateRaised, render_chat
 from pipeline.runtime import BUILD_HINT, ChatSession, open_runtime, runtime_at_hand
-from pipeline.store import Name, Store
-from pipeline.types import Check
+from pipeline.store import Name, Store, hash_file
+from pipeline.store.manifest import MODEL
+from pipeline.types import Blob, Check
+
+LEVELS = ("none", "quick")
 
 _N_TOKENS = 4
 _CONTEXT = 512
+_LOG_LINES = 3
 
-CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
+Message = Mapping[str, str]
+
+CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     ({"role": "user", "content": "Hello!"},),
     ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!\nHow are you?"}),
     (
@@ -25,38 +36,47 @@ CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
 )
 
 
-def run(
-    level: str,
-    store: Store,
-    names: Sequence[Name],
-    *,
-    chat_template: str | None,
-    tokens: dict[str, str],
-    log: Callable[[str], None],
+@dataclass(frozen=True)
+class Prompting:
+    """How the checkpoint prompts.
+
+    *template* is its own chat template; *bos* and *eos* are the texts that the template sees.  *has_go_template* says
+    that the publication brings a TEMPLATE, which Ollama may render instead.
+    """
+
+    template: str | None
+    bos: str = ""
+    eos: str = ""
+    has_go_template: bool = False
+
+
+def files(
+    level: str, items: Sequence[tuple[str, Path, Blob]], prompting: Prompting, log: Callable[[str], None]
 ) -> tuple[Check, ...]:
-    """Prove what was published under *names* in *store*.
+    """Prove GGUF files that are about to be published.
 
     Args:
-        level: "none" or "quick".
-        store: where the publication lies.
-        names: the published names, one for each file.
-        chat_template: the checkpoint's own template, None if it has none.
-        tokens: "bos_token" and "eos_token" as texts, for the template.
+        level: one of LEVELS.
+        items: recipe, file, and what the file's content must be.
+        prompting: how the checkpoint prompts.
         log: told what is being checked.
     """
     if level == "none":
-        return (
-            Check(
-                "proof", "not checked", "it was not asked for", f"gguf-pipeline publish --proof quick {names[0].model}"
-            ),
-        )
-    log("proving what was published")
-    checks = [check for name in names for check in (read_back(store, name), _opens(store, name))]
-    checks.extend(_runs(store, names, chat_template, tokens))
-    return tuple(checks)
+        return (Check("proof", "not checked", "it was not asked for", "gguf-pipeline publish ... --proof quick"),)
+    log("proving what was written")
+    checks = [check for item in items for check in (_content(*item), _opens(item[0], item[1]))]
+    rendered = _rendered(prompting)
+    if isinstance(rendered, Check) and rendered.state == "different":
+        return (*checks, rendered)  # a template that hangs or is broken must not reach the engine
+    return (*checks, *_runs(items, prompting, rendered))
 
 
-def refuse_differences(name: Name, checks: Sequence[Check]) -> None:
+def published(store: Store, names: Sequence[Name]) -> tuple[Check, ...]:
+    """Read the small blobs of a publication back through the store; the model's own was read before it was named."""
+    return tuple(_layers(store, name) for name in names)
+
+
+def refuse_differences(name: str, checks: Sequence[Check]) -> None:
     """Stop where a check found something else than was meant.
 
     Raises:
@@ -65,67 +85,101 @@ def refuse_differences(name: Name, checks: Sequence[Check]) -> None:
     different = [check for check in checks if check.state == "different"]
     if different:
         raise ProofError(
-            "the publication is not what was meant",
+            "what was made is not what was meant, so it is not published",
             where=name,
             found="; ".join(f"{check.name}: {check.detail}" for check in different),
-            hint="remove it with `gguf-pipeline rm`; if the disk and the settings are sound, this is a bug: tell us",
+            hint="if config.json, the template and the disk are sound, this is a bug: tell us. --proof none publishes",
         )
 
 
-def read_back(store: Store, name: Name) -> Check:
-    """Read every blob of a publication back through the store and hash it."""
-    verified = list(store.verify(name))
-    bad = [f"{one.layer.blob.digest} is {one.found}" for one in verified if not one.ok]
-    total = sum(one.layer.blob.size for one in verified)
-    detail = "; ".join(bad) or f"{len(verified)} blobs, {total:,} bytes read back"
-    return Check(f"{name.tag} blobs", "different" if bad else "proven", detail)
+def _content(recipe: str, path: Path, blob: Blob) -> Check:
+    """Read a file back from the disk and hash it."""
+    found = hash_file(path)
+    if found != blob:
+        return Check(
+            f"{recipe} blob", "different", f"{blob.digest} expected, {found.digest} ({found.size} bytes) found"
+        )
+    return Check(f"{recipe} blob", "proven", f"{found.size:,} bytes read back")
 
 
-def _opens(store: Store, name: Name) -> Check:
+def _opens(recipe: str, path: Path) -> Check:
     """Open the GGUF with the strict reader."""
     try:
-        file = read_gguf(store.model_path(name))
+        file = read_gguf(path)
     except PipelineError as error:
-        return Check(f"{name.tag} file", "different", str(error))
-    return Check(f"{name.tag} file", "proven", f"{len(file.tensors)} tensors, {len(file.metadata)} keys")
+        return Check(f"{recipe} file", "different", str(error))
+    return Check(f"{recipe} file", "proven", f"{len(file.tensors)} tensors, {len(file.metadata)} keys")
 
 
-def _runs(store: Store, names: Sequence[Name], template: str | None, tokens: dict[str, str]) -> list[Check]:
+def _layers(store: Store, name: Name) -> Check:
+    layers = [layer for layer in store.read_manifest(name).all_layers if layer.media_type != MODEL]
+    bad = []
+    for layer in layers:
+        found = hash_file(store.blob_path(layer.blob.digest))
+        if found != layer.blob:
+            bad.append(f"{layer.media_type} is {found.digest}")
+    return Check(f"{name.tag} layers", "different" if bad else "proven", "; ".join(bad) or f"{len(layers)} read back")
+
+
+def _rendered(prompting: Prompting) -> list[tuple[tuple[Message, ...], str]] | Check:
+    """Render the conversations by the checkpoint's template in a sandboxed child, or say why that is not possible."""
+    if prompting.template is None:
+        return Check("prompt", "not checked", "the checkpoint has no chat template")
+    made = []
+    for messages in CONVERSATIONS:
+        try:
+            text = render_chat(prompting.template, messages, bos_token=prompting.bos, eos_token=prompting.eos)
+        except TemplateRaised:
+            continue  # the template refuses this kind of conversation, and so will the engine
+        except (InputError, ResourceError) as error:
+            return Check("prompt", "different", f"the chat template fails: {error.what} ({error.found})")
+        made.append((messages, text))
+    return made or Check("prompt", "not checked", "the chat template refuses every conversation that was tried")
+
+
+def _runs(
+    items: Sequence[tuple[str, Path, Blob]],
+    prompting: Prompting,
+    rendered: list[tuple[tuple[Message, ...], str]] | Check,
+) -> list[Check]:
     """Load each file in llama.cpp, decode a few tokens, and compare prompts, where llama.cpp is at hand."""
     if runtime_at_hand() is None:
-        run = f"gguf-pipeline run {names[0]} Hello"
-        return [Check("load", "not checked", f"no llama.cpp at hand; {BUILD_HINT}", run)]
+        return [
+            Check(name, "not checked", "no llama.cpp is at hand", BUILD_HINT.partition("` ")[0].strip("`"))
+            for name in ("load", "prompt")
+        ]
     checks = []
-    for name in names:
-        with open_runtime(store.model_path(name), n_ctx=_CONTEXT) as session:
-            checks.append(_decodes(session, name))
-            if name == names[0]:  # the template is the same in every file
-                checks.append(_prompts(session, template, tokens))
+    for number, (recipe, path, blob) in enumerate(items):
+        try:
+            with open_runtime(path, n_ctx=_CONTEXT, patience=60 + blob.size / 50e6) as session:
+                checks.append(_decodes(recipe, session))
+                if number == 0:  # the template is the same in every file
+                    checks.append(rendered if isinstance(rendered, Check) else _prompts(session, prompting, rendered))
+        except (ToolError, InputError) as error:
+            last = (error.found or "").strip().splitlines()[-_LOG_LINES:]
+            checks.append(Check(f"{recipe} load", "different", " / ".join([error.what, *last])))
     return checks
 
 
-def _decodes(session: ChatSession, name: Name) -> Check:
+def _decodes(recipe: str, session: ChatSession) -> Check:
     answer = session.complete("Hello", _N_TOKENS)
     state = "proven" if answer.tokens else "different"
-    return Check(f"{name.tag} load", state, f"{len(answer.tokens)} tokens decoded by {session.kind}")
+    return Check(f"{recipe} load", state, f"{len(answer.tokens)} tokens decoded by {session.kind}")
 
 
-def _prompts(session: ChatSession, template: str | None, tokens: dict[str, str]) -> Check:
-    """Compare what llama.cpp would send with what the checkpoint's own template renders, in a sandboxed child."""
-    if template is None:
-        return Check("prompt", "not checked", "the checkpoint has no chat template")
-    compared = 0
-    for messages in CONVERSATIONS:
-        try:
-            expected = render_chat(template, messages, bos_token=tokens["bos_token"], eos_token=tokens["eos_token"])
-        except TemplateRaised:
-            continue  # the template refuses this kind of conversation, and so will the engine
-        expected, found = (_without_bos(text, tokens) for text in (expected, session.apply_template(messages)))
-        compared += 1
+def _prompts(session: ChatSession, prompting: Prompting, rendered: Sequence[tuple[tuple[Message, ...], str]]) -> Check:
+    """Compare what llama.cpp would send with what the checkpoint's own template renders."""
+    for messages, text in rendered:
+        # llama.cpp takes a leading BOS out of the text: its tokenizer adds the token itself.
+        expected, found = (t.removeprefix(prompting.bos) for t in (text, session.apply_template(messages)))
         if found != expected:
             said = [message["content"] for message in messages]
             return Check("prompt", "different", f"in {said}, {_first_difference(expected, found)}")
-    return Check("prompt", "proven", f"{compared} conversations rendered alike")
+    if prompting.has_go_template:
+        return Check(
+            "prompt", "not checked", "Ollama may render the TEMPLATE that you asked for instead of the model's own"
+        )
+    return Check("prompt", "proven", f"{len(rendered)} conversations rendered alike")
 
 
 def _first_difference(expected: str, found: str) -> str:
@@ -135,8 +189,3 @@ def _first_difference(expected: str, found: str) -> str:
         at = min(len(expected), len(found))
     start, stop = max(0, at - 20), at + 40
     return f"at character {at}: expected {expected[start:stop]!r}, llama.cpp renders {found[start:stop]!r}"
-
-
-def _without_bos(text: str, tokens: dict[str, str]) -> str:
-    # llama.cpp takes a leading BOS out of the text: its tokenizer adds the token itself.
-    return text.removeprefix(tokens["bos_token"]) if tokens["bos_token"] else text

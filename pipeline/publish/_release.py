@@ -12,6 +12,8 @@ from pipeline.errors import UsageError
 from pipeline.store import Name, slug
 from pipeline.types import Blob, Check
 
+_NAME_RULE = "model or namespace/model, in lower-case letters and digits joined by . _ or -; the tags are ours"
+
 
 @dataclass(frozen=True)
 class ReleaseEntry:
@@ -78,15 +80,36 @@ class Published:
     checks: tuple[Check, ...] = ()
 
 
+def require_name(text: str) -> None:
+    """Refuse a name given by a person that could be published only after a change.
+
+    Raises:
+        UsageError: with the nearest valid name as the hint.
+    """
+    namespace, model = split_name(re.sub(r":[^/]*$", "", text))  # what follows a colon is a tag
+    if text not in (f"{namespace}/{model}", model):
+        near = f"{namespace}/{model}" if "/" in text else model
+        raise UsageError(
+            "not a valid model name", where=f"--name {text}", expected=_NAME_RULE, hint=f"try --name {near}"
+        )
+
+
 def split_name(text: str) -> tuple[str, str]:
     """Turn "model", "namespace/model" or a repository's or folder's name into a valid namespace and model.
 
     A valid name stays as it is; without a namespace it is "library".
 
     Raises:
-        UsageError: if no name can be made of it.
+        UsageError: if no name can be made of it, or it has more parts than two.
     """
     namespace, slash, model = text.rpartition("/")
+    if "/" in namespace:
+        raise UsageError(
+            "a model's name has two parts at most",
+            where=text,
+            expected="model or namespace/model",
+            hint=f"try {namespace.rpartition('/')[2]}/{model}; which registry serves it is not part of the name",
+        )
     if not slash:
         return "library", slug(model)
     return re.sub(r"\.|_{2,}|-{2,}", "-", slug(namespace)), slug(model)

@@ -32,9 +32,17 @@ class StoreTarget:
     ) -> None:
         """Hold nothing open."""
 
+    def check(self, namespace: str, model: str, tags: Sequence[str]) -> None:
+        """Refuse names that could not be published; see `PublishTarget.check`."""
+        self.store.check_names([Name.parse(f"{self.host}/{namespace}/{model}:{tag}") for tag in tags])
+
     @contextmanager
     def staging(self, sizes: Sequence[int]) -> Iterator[list[Path]]:
-        """Give one empty file for each coming GGUF, in the store's own blobs folder."""
+        """Give one empty file for each coming GGUF, in the store's own blobs folder.
+
+        What a killed publication left there is removed first: it may be as large as what is coming.
+        """
+        self.store.sweep()
         with ExitStack() as stack:
             yield [stack.enter_context(self.store.blob_writer()) for _ in sizes]
 

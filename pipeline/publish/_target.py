@@ -23,6 +23,13 @@ class PublishTarget(Protocol):
     def store(self) -> Store:
         """Where the blobs lie: read back from here."""
 
+    def check(self, namespace: str, model: str, tags: Sequence[str]) -> None:
+        """Refuse names that could not be published, before any work is done.
+
+        Raises:
+            UsageError: if a name is not valid, or there in another spelling.
+        """
+
     def staging(self, sizes: Sequence[int]) -> AbstractContextManager[list[Path]]:
         """Give one empty file for each coming GGUF of *sizes* bytes; those not published are removed at the end."""
 

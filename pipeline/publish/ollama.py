@@ -43,7 +43,7 @@ class _Ollama:
 
     def open(self, text: str) -> OllamaTarget:  # noqa: ARG002  # there is one Ollama store
         """Open this machine's Ollama store."""
-        store = Store(ollama_store_root())
+        store = Store(ollama_store_root(), tool="ollama")
         require_writable(
             store, "run as the store's owner (sudo), or publish with --to local and `ollama pull --insecure` from there"
         )

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +24,10 @@ from pipeline.runtime.prebuilt import prebuilt_command, prebuilt_version
 
 DEFAULT_CONTEXT = 4096
 
-_START_SECONDS = 1800.0  # hundreds of gigabytes from a slow disk
+_BOUND = Path(__file__).with_name("_bound.py")
 _STOP_SECONDS = 10.0
-_ANSWER_SECONDS = 1800.0  # between two pieces of an answer, or for the whole of one that is not streamed
+# For a start with hundreds of gigabytes from a slow disk; for the whole of an answer, or between two pieces of one.
+_PATIENCE_SECONDS = 1800.0
 _LISTENING = re.compile(rb"listening on (http://\S+)")
 
 Message = Mapping[str, Any]
@@ -45,9 +47,10 @@ class ChatSession:
     *kind* says which llama.cpp runs it and its version, for people to read.
     """
 
-    def __init__(self, url: str, kind: str, key: str) -> None:
+    def __init__(self, url: str, kind: str, key: str, patience: float = _PATIENCE_SECONDS) -> None:
         self.url = url
         self.kind = kind
+        self._patience = patience
         self._http = requests.Session()
         self._http.trust_env = False  # a proxy has no business between us and our own child
         # The server closes a connection after a streamed answer without saying so beforehand: none is used twice.
@@ -123,7 +126,7 @@ class ChatSession:
 
     def _post(self, path: str, body: Mapping[str, Any], *, stream: bool = False) -> requests.Response:
         try:
-            response = self._http.post(self.url + path, json=body, timeout=(10, _ANSWER_SECONDS), stream=stream)
+            response = self._http.post(self.url + path, json=body, timeout=(10, self._patience), stream=stream)
         except requests.RequestException as exc:
             raise ToolError("llama.cpp's server did not answer", where=self.url + path, found=exc) from exc
         if response.ok:
@@ -162,7 +165,12 @@ def runtime_at_hand() -> str | None:
 
 @contextlib.contextmanager
 def open_runtime(
-    gguf: Path, *, n_ctx: int = DEFAULT_CONTEXT, threads: int | None = None, embedding: bool = False
+    gguf: Path,
+    *,
+    n_ctx: int = DEFAULT_CONTEXT,
+    threads: int | None = None,
+    embedding: bool = False,
+    patience: float = _PATIENCE_SECONDS,
 ) -> Iterator[ChatSession]:
     """Load *gguf* into a server of our own and hand out the session; the server ends with the block.
 
@@ -173,6 +181,7 @@ def open_runtime(
         n_ctx: context in tokens; llama.cpp caps it at what the model was trained for, 0 takes all of that.
         threads: CPU threads; as llama.cpp thinks best if None.
         embedding: serve `embed` instead of answers, as embedding models need it.
+        patience: seconds to wait for the start, and for each answer.
 
     Raises:
         InputError: if there is no such file.
@@ -191,7 +200,10 @@ def open_runtime(
     else:
         command = prebuilt_command(gguf, n_ctx, threads, embedding)
     key = secrets.token_hex(16)  # web pages must not reach a server on localhost
-    with _running(command, key, gguf) as url, contextlib.closing(ChatSession(url, kind, key)) as session:
+    with (
+        _running(command, key, gguf, patience) as url,
+        contextlib.closing(ChatSession(url, kind, key, patience)) as session,
+    ):
         yield session
 
 
@@ -218,14 +230,14 @@ def _server_command(program: Path, gguf: Path, n_ctx: int, threads: int | None, 
 
 
 @contextlib.contextmanager
-def _running(command: list[str], key: str, gguf: Path) -> Iterator[str]:
+def _running(command: list[str], key: str, gguf: Path, patience: float) -> Iterator[str]:
     """Start the server, wait until it has loaded the model, yield its address, and end it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
     environment["LLAMA_API_KEY"] = key
     with tempfile.TemporaryFile() as log:
         # A session of its own: Ctrl-C is for the person's answer, not for the server.
         child = subprocess.Popen(
-            command,
+            _bound_to_us(command),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -233,14 +245,21 @@ def _running(command: list[str], key: str, gguf: Path) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            yield _wait_until_ready(child, log.fileno(), gguf)
+            yield _wait_until_ready(child, log.fileno(), gguf, patience)
         finally:
             _end(child)
 
 
-def _wait_until_ready(child: subprocess.Popen[bytes], log: int, gguf: Path) -> str:
+def _bound_to_us(command: list[str]) -> list[str]:
+    """Let *command* end with this process even if that is killed, where the system can (Linux)."""
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-I", "-S", str(_BOUND), str(os.getpid()), *command]
+
+
+def _wait_until_ready(child: subprocess.Popen[bytes], log: int, gguf: Path, patience: float) -> str:
     """Return the server's address, once it says it and is healthy."""
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         ended = child.poll() is not None
         text = os.pread(log, os.fstat(log).st_size, 0)
@@ -268,10 +287,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     """End the server: politely, then not."""
     if child.stdin is not None:
         child.stdin.close()
-    child.terminate()
     try:
-        child.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_STOP_SECONDS)
+    finally:  # a second ctrl-C included
         child.kill()
         child.wait()
 

@@ -7,7 +7,9 @@ Blobs are found by digest alone: whoever knows the digest may have the blob unde
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,6 +23,7 @@ _LOG = logging.getLogger(__name__)
 _STORE: web.AppKey[Store] = web.AppKey("store", Store)
 _HOST: web.AppKey[str] = web.AppKey("host", str)
 
+_HOST_HEADER = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(:[0-9]+)?")
 _READING = ("GET", "HEAD")
 _CODES = {404: "NOT_FOUND", 405: "UNSUPPORTED", 500: "UNKNOWN"}
 
@@ -35,9 +38,13 @@ class _RegistryError(Exception):
         self.status, self.code, self.message, self.detail = status, code, message, detail
 
 
-def make_app(store: Store, host: str = LOCAL_HOST) -> web.Application:
-    """Make the application that serves the models under *host* of *store*, as they are at each request."""
-    app = web.Application(middlewares=[_answer])
+def make_app(store: Store, host: str = LOCAL_HOST, *, allow_remote: bool = False) -> web.Application:
+    """Make the application that serves the models under *host* of *store*, as they are at each request.
+
+    Without *allow_remote*, requests must name this machine in their Host header: a web page whose name was made to
+    point at 127.0.0.1 (DNS rebinding) would name its own.
+    """
+    app = web.Application(middlewares=[_answer] if allow_remote else [_refuse_other_names, _answer])
     app[_STORE], app[_HOST] = store, host
     app.on_response_prepare.append(_add_headers)
     repository = "/v2/{namespace}/{model}"
@@ -119,6 +126,25 @@ def _name(request: web.Request, tag: str) -> Name:
         return Name(request.app[_HOST], request.match_info["namespace"], request.match_info["model"], tag)
     except UsageError as exc:
         raise _RegistryError(404, "NAME_INVALID", exc.what, exc.found) from exc
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host*, a name or an address without brackets and port, can only mean this machine."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@web.middleware
+async def _refuse_other_names(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Refuse a request that was not meant for this machine by name."""
+    named = request.headers.get("Host", "")
+    found = _HOST_HEADER.fullmatch(named)
+    if found is None or not is_loopback(found["v6"] or found["name"]):
+        message = "this registry answers to localhost alone; serve it with --allow-remote for other names"
+        return _error(403, "DENIED", message, named)
+    return await handler(request)
 
 
 @web.middleware

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -15,29 +14,30 @@ from typing import Self
 from aiohttp import web
 
 from pipeline.errors import AccessError, UsageError
-from pipeline.serve._app import make_app
+from pipeline.serve._app import is_loopback, make_app
 from pipeline.store import Store
 
 _SHUTDOWN_S = 1.0  # for requests under way; a pull that is cut resumes at its byte
 
 
 def serve(store: Store, host: str, port: int, on_ready: Callable[[str], None], *, allow_remote: bool = False) -> None:
-    """Serve *store* until SIGINT or SIGTERM; *on_ready* gets "host:port" once it answers.  Port 0 means any free one.
+    """Serve *store* until SIGINT, SIGTERM or SIGHUP; *on_ready* gets "host:port" once it answers.
 
-    Must run in the main thread, as signals do.
+    Port 0 means any free one.  Must run in the main thread, as signals do.
 
     Raises:
         UsageError: if *host* is not of this machine alone and *allow_remote* is not set: there is no password.
         AccessError: if the address can not be had.
     """
-    if not allow_remote and not _is_loopback(host):
+    host = host.removeprefix("[").removesuffix("]")  # as an IPv6 address is written before a port
+    if not allow_remote and not is_loopback(host):
         raise UsageError(
             "the registry has no password, and this address is open to other machines",
             where=host,
             expected="127.0.0.1",
-            hint="serve on 127.0.0.1, or allow it: anybody who reaches the port can then read the models",
+            hint="serve on 127.0.0.1, or add --allow-remote: anybody who reaches the port can then read the models",
         )
-    asyncio.run(_serve_until_signal(store, host, port, on_ready))
+    asyncio.run(_serve_until_signal(store, host, port, on_ready, allow_remote))
 
 
 class BackgroundServer:
@@ -96,22 +96,24 @@ class BackgroundServer:
             await stop.wait()
 
 
-async def _serve_until_signal(store: Store, host: str, port: int, on_ready: Callable[[str], None]) -> None:
+async def _serve_until_signal(
+    store: Store, host: str, port: int, on_ready: Callable[[str], None], allow_remote: bool
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    async with _running(store, host, port) as address:
+    async with _running(store, host, port, allow_remote) as address:
         on_ready(address)
         await stop.wait()
 
 
 @asynccontextmanager
-async def _running(store: Store, host: str, port: int) -> AsyncIterator[str]:
+async def _running(store: Store, host: str, port: int, allow_remote: bool = False) -> AsyncIterator[str]:
     """Answer on one socket, and give its address."""
     # "localhost" would be two sockets, IPv4 and IPv6, with two ports if any free port will do
     host = "127.0.0.1" if host == "localhost" else host
-    runner = web.AppRunner(make_app(store), access_log=None, shutdown_timeout=_SHUTDOWN_S)
+    runner = web.AppRunner(make_app(store, allow_remote=allow_remote), access_log=None, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     try:
         try:
@@ -128,10 +130,3 @@ async def _running(store: Store, host: str, port: int) -> AsyncIterator[str]:
         yield f"{shown}:{found[1]}"
     finally:
         await runner.cleanup()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -7,7 +7,10 @@ moved between HTTP libraries and importing it takes long.
 from __future__ import annotations
 
 import errno
+import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from pipeline.errors import AccessError, InputError, PipelineError, ResourceError, UsageError
@@ -54,7 +57,7 @@ CLASSES = {
     ),
     "HFValidationError": Row(UsageError, "this cannot be the name of a repository", "write org/name[@revision]"),
     "OfflineModeIsEnabled": Row(
-        AccessError, "the model is not in the cache, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE and run again"
+        AccessError, "the model is not whole in the cache, and HF_HUB_OFFLINE is set", "unset it and run again"
     ),
     "UnsupportedProtocol": Row(UsageError, "HF_ENDPOINT is not an address", "set it like https://huggingface.co"),
     "InvalidURL": Row(UsageError, "HF_ENDPOINT is not an address", "set it like https://huggingface.co"),
@@ -65,10 +68,8 @@ CLASSES = {
     "TransportError": Row(AccessError, "the Hub cannot be reached", "check the network, or HF_ENDPOINT if it is set"),
     "FileMetadataError": _NOT_A_HUB,
     "JSONDecodeError": _NOT_A_HUB,
-    "XetDownloadError": Row(
-        AccessError, "the download broke off", "run again; HF_HUB_DISABLE_XET=1 takes the plain way"
-    ),
-    "OSError": Row(AccessError, "the download failed", "run the command again; whole files are kept"),
+    "BrokenOffError": Row(AccessError, "the download broke off", "run the command again; what has arrived is kept"),
+    "OSError": Row(AccessError, "the download failed", "run the command again; what has arrived is kept"),
 }
 
 STATUS = {
@@ -84,6 +85,21 @@ STATUS = {
 _FULL = Row(
     ResourceError, "the disk is full", "free some space, or set HF_HOME to a folder on a bigger disk, and run again"
 )
+_NOT_OURS = Row(
+    AccessError, "the cache folder cannot be written", "become its owner, or set HF_HOME to a folder of your own"
+)
+_DISK = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL) | dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), _NOT_OURS
+)
+
+# Settings to correct, or a mistake of ours: not a network that is down.
+_NOT_THE_NETWORK = {"UnsupportedProtocol", "ProxyError", "LocalProtocolError"}
+_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
+_RATE_LIMIT = re.compile(r"r=0\b.*?\bt=(\d+)")  # RateLimit: "api";r=0;t=55 (draft-ietf-httpapi-ratelimit-headers)
+
+
+class BrokenOffError(OSError):
+    """A body that ended before it was whole, or went on after."""
 
 
 def translate(error: BaseException, repo: str, revision: str) -> PipelineError | None:
@@ -98,10 +114,41 @@ def translate(error: BaseException, repo: str, revision: str) -> PipelineError |
 
 def is_unreachable(error: BaseException) -> bool:
     """Say whether *error* means that the Hub gave no answer of its own, so that a cached copy may serve."""
-    names = _names(error)
-    if "UnsupportedProtocol" in names or "ProxyError" in names:  # settings to correct, not a network that is down
+    if _NOT_THE_NETWORK.intersection(_names(error)):
         return False
+    names = _names(error)
     return "TransportError" in names or "OfflineModeIsEnabled" in names or (_status(error) or 0) >= 500
+
+
+def is_transient(error: BaseException) -> bool:
+    """Say whether *error* may pass by itself, so that the same request is worth another try."""
+    names = _names(error)
+    if _NOT_THE_NETWORK.intersection(names):
+        return False
+    return "TransportError" in names or "BrokenOffError" in names or _status(error) in _TRANSIENT_STATUS
+
+
+def asked_wait(error: BaseException) -> float | None:
+    """Return the seconds that the server asks to wait, by Retry-After (a number or a date) or its RateLimit header."""
+    response = _response(error)
+    if response is None:
+        return None
+    after = str(response.headers.get("Retry-After", "")).strip()
+    if after.isdigit():
+        return float(after)
+    if after:
+        return _until(after, str(response.headers.get("Date", "")))
+    limit = _RATE_LIMIT.search(str(response.headers.get("RateLimit", "")).replace(" ", ""))
+    return float(limit[1]) + 1 if limit else None  # the header rounds down
+
+
+def _until(after: str, now: str) -> float | None:
+    """Return the seconds from *now*, the server's own clock where it tells it, to *after*; both are HTTP dates."""
+    try:
+        base = parsedate_to_datetime(now) if now else datetime.now(UTC)
+        return max(0.0, (parsedate_to_datetime(after) - base).total_seconds())
+    except (ValueError, TypeError):
+        return None
 
 
 def _root(error: BaseException) -> BaseException:
@@ -113,8 +160,8 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _row(error: BaseException) -> Row | None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _FULL
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return _DISK[error.errno]
     for name in _names(error):
         if name == "HfHubHTTPError":
             status = _status(error) or 500
@@ -146,6 +193,5 @@ def _found(error: BaseException) -> str:
 
 
 def _wait(error: BaseException) -> str:
-    response = _response(error)
-    after = response.headers.get("Retry-After", "") if response is not None else ""
-    return f"in {after} seconds" if after.isdigit() else "in some minutes"
+    seconds = asked_wait(error)
+    return "in some minutes" if seconds is None else f"in {seconds:.0f} seconds"

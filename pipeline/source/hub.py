@@ -1,264 +1,301 @@
 """The only door to huggingface_hub for reading: resolve a revision to a commit, fetch what a conversion needs.
 
 Files lie in the client's own cache, shared with every other program that uses it.  The client honours HF_TOKEN,
-HF_HUB_OFFLINE, proxies and the rest by itself; HF_ENDPOINT and the cache's place, which it reads once when imported,
-are handed to it at each call, so that setting them later counts.  It is imported inside functions: that takes long.
+proxies and the rest by itself; HF_ENDPOINT and the cache's place, which it reads once when imported, are handed to it
+at each call, so that setting them later counts.  It is imported inside functions: that takes long.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from pipeline.errors import AccessError, ResourceError, UnsupportedError
+from pipeline.errors import AccessError, InputError, ResourceError
+from pipeline.source import _lock
+from pipeline.source._arrivals import Arrivals
+from pipeline.source._cache import RepoCache
+from pipeline.source._heads import fetch_head
 from pipeline.source._hub_errors import is_unreachable, translate
-from pipeline.types import Source
+from pipeline.source._line import Line
+from pipeline.source._manifest import (
+    CONFIG,
+    Manifest,
+    RemoteFile,
+    choose_files,
+    has_weights,
+    index_of,
+    read_shards,
+)
+from pipeline.source._transfer import fetch_file, has_content, is_sound
+from pipeline.source.opened import OpenSource, Options, Progress
+from pipeline.types import FileHead, Source
 
-Log = Callable[[str], None]
-Progress = Callable[[str, int, int | None], None]
-
-CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_MAX_INDEX = 100_000_000
-_TIMEOUT = 30.0  # seconds for the one request that asks about the repository
 _TRUE = {"1", "ON", "YES", "TRUE"}
-
-# Everything but weights that a conversion, a Modelfile or a licence may need, at the top of the repository.
-_NEEDED = (
-    CONFIG, "generation_config.json", "tokenizer*.json", "tokenizer*.model", "spiece.model", "sentencepiece*.model",
-    "*.tiktoken", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jin*", "chat_template.json", "README.md",
-    "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
-_TEMPLATES = "additional_chat_templates/*.jinja"  # fmt: skip
-
-
-def silent(_line: str) -> None:
-    """Drop a log line."""
-
-
-def fetch(repo: str, revision: str | None = None, *, log: Log = silent, progress: Progress | None = None) -> Source:
-    """Bring the checkpoint *repo* at *revision* (default "main") into the cache, as far as it is not there.
-
-    If the Hub gives no answer, a complete copy in the cache serves, and *log* is told.
-
-    Raises:
-        AccessError: if the Hub refuses or cannot be reached, with the next step as a hint.
-        InputError: if the revision does not exist, or the repository holds no safetensors checkpoint.
-        ResourceError: if the disk is too small.
-    """
-    wanted = revision or "main"
-    with _quiet(), _translated(repo, wanted):
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
-            return _cached(repo, wanted)
-        try:
-            info = _info(repo, wanted)
-        except Exception as error:
-            if not is_unreachable(error):
-                raise
-            source = _cached(repo, wanted, error)
-            log(f"the Hub cannot be reached; {repo} comes from the cache, commit {source.commit}")
-            return source
-        return _download(repo, wanted, info, progress)
-
-
-def choose_files(names: list[str], repo: str) -> list[str]:
-    """Choose from a repository's file *names* what a conversion needs; an index stands for its shards.
-
-    `model.safetensors` comes before an index, and an index before loose files; other formats never come.
-
-    Raises:
-        UnsupportedError: if there is no config.json or no safetensors among them.
-    """
-    top = [n for n in names if "/" not in n]
-    if SINGLE in top:
-        weights = [SINGLE]
-    elif INDEX in top:
-        weights = [INDEX]
-    else:
-        weights = [n for n in top if n.endswith(".safetensors") and not n.startswith("adapter")]
-    if CONFIG not in top or not weights:
-        raise UnsupportedError(
-            "the repository holds no safetensors checkpoint",
-            where=repo,
-            expected=f"{CONFIG} and *.safetensors",
-            found=", ".join(top[:12]) or "no files",
-            hint=_other_format(top),
-        )
-    templates = [n for n in names if n.count("/") == 1 and fnmatchcase(n, _TEMPLATES)]
-    return [n for n in top if any(fnmatchcase(n, p) for p in _NEEDED)] + templates + weights
-
-
-def _other_format(names: list[str]) -> str:
-    if "adapter_config.json" in names:
-        return "this is an adapter (LoRA): merge it into its base model and save that"
-    if any(n.endswith(".gguf") for n in names):
-        return "this repository is already GGUF: Ollama pulls it as hf.co/org/name; or name the original repository"
-    if any(n.endswith((".bin", ".pt", ".pth")) for n in names):
-        return "weights as pickle are not read: try its safetensors revision, often @refs/pr/1, or convert it first"
-    return "name the repository of the original weights"
-
-
-def _info(repo: str, revision: str) -> Any:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import FileMetadataError
-
-    api = HfApi(endpoint=_settings()["endpoint"], library_name="gguf-pipeline")
-    try:
-        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
-    except (AttributeError, KeyError, TypeError) as error:  # the client trusts the answer's shape
-        raise FileMetadataError("the answer does not describe a model") from error
-    if not isinstance(info.sha, str) or info.siblings is None:
-        raise FileMetadataError("the answer has no commit or no files")
-    return info
-
-
-def _download(repo: str, revision: str, info: Any, progress: Progress | None) -> Source:
-    choose_files([s.rfilename for s in info.siblings], repo)
-    # By the branch's name, which makes the cache remember the branch for times without network.
-    config = _file(repo, CONFIG, revision, progress)
-    commit = config.parent.name
-    if commit != info.sha:  # the branch moved in between
-        info = _info(repo, commit)
-    sizes: dict[str, int] = {s.rfilename: s.size or 0 for s in info.siblings}
-    files = choose_files(list(sizes), repo)
-    if INDEX in files:
-        shards = _shards(_file(repo, INDEX, commit, progress))
-        files += [name for name in sizes if name in shards]
-    _check_disk(repo, commit, {name: sizes[name] for name in files})
-    for name in files:
-        _file(repo, name, commit, progress)
-    return _source(repo, revision, config)
-
-
-def _shards(index: Path) -> set[str]:
-    """List the shards that *index* names; none if it is broken, which the checkpoint's strict reader will say."""
-    try:
-        if index.stat().st_size > _MAX_INDEX:
-            return set()
-        return set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        return set()
-
-
-def _cached(repo: str, revision: str, error: BaseException | None = None) -> Source:
-    """Take the checkpoint from the cache alone, if it is whole there; else raise *error* or say what to do."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    config = try_to_load_from_cache(repo, CONFIG, cache_dir=_settings()["cache_dir"], revision=revision)
-    if not isinstance(config, str):
-        raise error or OfflineModeIsEnabled("nothing is asked of the Hub")
-    folder = Path(config).parent
-    # Weights are fetched last, so where they are whole, everything is.
-    if not _has_weights(folder):
-        raise AccessError(
-            "only a part of the model is in the cache, and the Hub is out of reach",
-            where=f"{repo}@{revision}",
-            expected=f"{CONFIG} and all weights",
-            found=", ".join(sorted(p.name for p in folder.iterdir())[:12]),
-            hint=f"run: gguf-pipeline pull {repo}  while online",
-        )
-    return _source(repo, revision, Path(config))
-
-
-def _has_weights(folder: Path) -> bool:
-    """Say whether all weights are in *folder*: one file, or an index and every shard that it names."""
-    if (folder / SINGLE).exists():
-        return True
-    if not (folder / INDEX).exists():
-        return any(folder.glob("*.safetensors"))
-    return all((folder / shard).exists() for shard in _shards(folder / INDEX))
-
-
-def _source(repo: str, revision: str, config: Path) -> Source:
-    return Source(repo.rpartition("/")[2], config.parent, repo, revision, config.parent.name)
-
-
-def _file(repo: str, name: str, revision: str, progress: Progress | None) -> Path:
-    """Fetch one file, or find it in the cache, and return its path there."""
-    from huggingface_hub import hf_hub_download
-
-    settings = _settings()
-    path = hf_hub_download(
-        repo,
-        name,
-        revision=revision,
-        endpoint=settings["endpoint"],
-        cache_dir=settings["cache_dir"],
-        library_name="gguf-pipeline",
-        tqdm_class=_bar_class(name, progress or (lambda *_: None)),
-    )
-    return Path(path)
-
-
-def _bar_class(name: str, progress: Progress) -> type:
-    """Make a progress bar class for the client that draws nothing and tells *progress*."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            # Xet counts each byte twice: as it comes over the network, and as it is written.  The latter is ours.
-            self._is_network = str(kwargs.get("name", "")).endswith(".transfer")
-            self._done = int(kwargs.get("initial") or 0)
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> None:
-            if not self._is_network:
-                self._done += int(n or 0)
-                progress(name, self._done, None if self.total is None else int(self.total))
-
-    return Bar
-
-
-def _check_disk(repo: str, commit: str, sizes: dict[str, int]) -> None:
-    """Refuse before the download what the disk cannot hold; the client itself only warns."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    cache = _settings()["cache_dir"]
-    missing = [n for n in sizes if not isinstance(try_to_load_from_cache(repo, n, cache, commit), str)]
-    need = sum(sizes[n] for n in missing)
-    folder = Path(cache or constants.HF_HUB_CACHE)
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise ResourceError(
-            f"not enough disk space to download {repo}",
-            where=folder,
-            expected=f"{need:,} bytes",
-            found=f"{free:,} bytes free",
-            hint="free some space, or set HF_HOME to a folder on a bigger disk",
-        )
-
-
-def _settings() -> dict[str, str | None]:
-    """Read the two settings that the client fixes when it is imported; None leaves them to it."""
-    home = os.environ.get("HF_HOME")
-    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or (home and f"{home}/hub")
-    return {
-        "endpoint": os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
-        "cache_dir": str(Path(os.path.expandvars(cache)).expanduser()) if cache else None,
-    }
+_SMALL_THREADS = 4  # small files cost round trips
+_WEIGHT_THREADS = 3  # few, so that the shard that is needed first comes first
+_FIRST_TRIES = 3  # a machine without network is told so after three seconds
+_STEP = 1 << 20  # bytes between two reports of progress
 
 
 @contextmanager
-def _translated(repo: str, revision: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        ours = translate(error, repo, revision)
-        if ours is None:
-            raise
-        raise ours from error
+def open_repository(
+    repo: str, revision: str | None, options: Options, *, name: str, branch: str = "main"
+) -> Iterator[OpenSource]:
+    """Open the checkpoint *repo* at *revision*, and bring into the cache what *options* want and is not there.
+
+    Without a revision it is the commit that was recorded for *name*, or what *branch* is now if there is none or the
+    options say so; that is recorded then.  If the Hub gives no answer, a complete copy in the cache serves, and the log
+    is told.
+
+    Raises:
+        AccessError: if the Hub refuses or cannot be reached, with the next step as a hint.
+        InputError: if the revision does not exist, or the repository holds no checkpoint.
+        ResourceError: if the disk is too small.
+        UsageError: if a setting is impossible.
+    """
+    visit = _Visit(repo, revision or branch, options, name if revision is None else f"{name}@{revision}")
+    with _quiet():
+        with visit.translated():
+            opened = visit.open(is_pinned=revision is None and not options.update)
+        try:
+            yield opened
+        finally:
+            opened.stop()
+
+
+class _Visit:
+    """One opening of *repo* at *revision*, recorded as *key* in the lock file."""
+
+    def __init__(self, repo: str, revision: str, options: Options, key: str) -> None:
+        self.repo = repo
+        self.revision = revision
+        self.options = options
+        self.key = key
+        endpoint, root = settings()
+        self.is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
+        with self.translated():
+            self.cache = RepoCache(root, repo)
+        self.line = Line(repo, endpoint, options.patience, is_offline=self.is_offline)
+        self.tally = _Tally(options.progress)
+
+    def open(self, *, is_pinned: bool) -> OpenSource:
+        """Find out which files are needed, fetch the small ones, and see to the weights."""
+        recorded = _lock.read(self.key, self.repo, self.revision)
+        if recorded and (is_pinned or self.is_offline):
+            return self._take(recorded)
+        try:
+            commit, listed = self._list_files()
+        except Exception as error:
+            if not is_unreachable(error):
+                raise
+            return self._from_cache(recorded, error)
+        files = [listed[n] for n in choose_files(listed, self.repo)]
+        folder = self._fetch_small(commit, files)
+        if index := index_of(f.name for f in files):
+            shards = read_shards(folder / index)
+            files += [f for n, f in sorted(listed.items()) if n in shards]
+        manifest = Manifest(self.repo, self.revision, commit, tuple(files))
+        if self.options.weights != "all":
+            self._record(manifest)
+        opened = self._see_to_weights(manifest)
+        if self.options.weights == "all":  # until then an older copy that is whole is the better one
+            self._record(manifest)
+        return opened
+
+    def _take(self, manifest: Manifest) -> OpenSource:
+        """Open what the lock file says."""
+        from huggingface_hub.errors import RevisionNotFoundError
+
+        try:
+            self._fetch_small(manifest.commit, manifest.files)
+            return self._see_to_weights(manifest)
+        except InputError as error:
+            if not isinstance(error.__cause__, RevisionNotFoundError):
+                raise
+            raise InputError(
+                "the commit that was recorded for this model is gone from the Hub",
+                where=f"{self.repo}@{manifest.commit}",
+                hint=f"run: gguf-pipeline pull {self.key}",
+            ) from error
+
+    def _list_files(self) -> tuple[str, dict[str, RemoteFile]]:
+        commit = self.cache.commit_of(self.revision)
+        has_copy = commit is not None and has_weights(self.cache.snapshot(commit))
+        patience = replace(self.options.patience, tries=1 if has_copy else _FIRST_TRIES)
+        return self.line.insist(lambda: self.line.list_files(self.revision), patience)
+
+    def _from_cache(self, recorded: Manifest | None, error: Exception) -> OpenSource:
+        """Open the copy in the cache, if it is whole; else raise *error* or say what to do."""
+        if recorded and all(self._is_here(recorded.commit, f) for f in recorded.files):
+            commit: str | None = recorded.commit
+        else:
+            commit = self.cache.commit_of(self.revision)
+        if commit is None or not (self.cache.snapshot(commit) / CONFIG).exists():
+            raise error
+        folder = self.cache.snapshot(commit)
+        if not has_weights(folder):
+            raise AccessError(
+                "only a part of the model is in the cache, and the Hub is out of reach",
+                where=f"{self.repo}@{self.revision}",
+                expected=f"{CONFIG} and all weights",
+                found=", ".join(sorted(p.name for p in folder.iterdir())[:12]),
+                hint=f"run: gguf-pipeline pull {self.repo}  while online",
+            ) from error
+        if not self.is_offline:
+            self.options.log(f"the Hub cannot be reached; {self.repo} comes from the cache, commit {commit}")
+        return OpenSource(self._source(commit))
+
+    def _fetch_small(self, commit: str, files: Iterable[RemoteFile]) -> Path:
+        """Fetch what is missing of everything but weights, and return the folder."""
+        folder = self.cache.snapshot(commit)
+        missing = {folder / f.name: f for f in files if not f.is_weights and not self._is_here(commit, f)}
+        self.tally.expect(missing.values())
+        self._run(missing, lambda _path, file: self._fetch(commit, file), _SMALL_THREADS)
+        return folder
+
+    def _see_to_weights(self, manifest: Manifest) -> OpenSource:
+        commit, wanted = manifest.commit, self.options.weights
+        folder = self.cache.snapshot(commit)
+        missing = {folder / f.name: f for f in manifest.files if f.is_weights and not self._is_here(commit, f)}
+        heads: dict[Path, FileHead] = {}
+        if wanted != "none":
+            self._check_disk(missing.values())
+        if wanted != "all":
+            self._run(
+                {p: f for p, f in missing.items() if p.suffix == ".safetensors"},
+                lambda path, file: heads.update({path: fetch_head(self.line, self.cache, commit, file)}),
+                _SMALL_THREADS,
+            )
+        arrivals = Arrivals(
+            missing, self._translating(lambda path, file: self._fetch(commit, file, heads.get(path))),
+            self.line.hang_up, _WEIGHT_THREADS, is_wanted=wanted != "none",
+        )  # fmt: skip
+        if wanted != "none":
+            self.tally.expect(missing.values())
+        # Pickle files have no header that could come first.
+        if wanted == "all" or (wanted == "stream" and len(heads) < len(missing)):
+            arrivals.wait_for_all()
+        return OpenSource(self._source(commit), heads, arrivals)
+
+    def _run(self, files: dict[Path, RemoteFile], fetch: Callable[[Path, RemoteFile], None], threads: int) -> None:
+        """Call *fetch* for all *files*, some at a time."""
+        Arrivals(files, self._translating(fetch), self.line.hang_up, threads).wait_for_all()
+
+    def _translating(self, fetch: Callable[[Path, RemoteFile], None]) -> Callable[[Path, RemoteFile], None]:
+        def translating(path: Path, file: RemoteFile) -> None:
+            with self.translated():
+                fetch(path, file)
+
+        return translating
+
+    def _fetch(self, commit: str, file: RemoteFile, head: FileHead | None = None) -> None:
+        """Fetch one file; its beginning must be *head*, by which a plan was made."""
+
+        def waiting() -> None:
+            self.options.log(f"another process downloads {file.name}; waiting for it")
+
+        fetch_file(self.line, self.cache, commit, file, lambda n: self.tally.add(file.name, n), waiting)
+        path = self.cache.snapshot(commit) / file.name
+        if head is None:
+            return
+        with path.open("rb") as opened:
+            if opened.read(len(head.data)) != head.data:
+                raise AccessError(
+                    "the header that came first is not that of the file",
+                    where=path,
+                    hint="run the command again; if it stays, a proxy or a mirror (HF_ENDPOINT) mixes files up",
+                )
+
+    def _is_here(self, commit: str, file: RemoteFile) -> bool:
+        path = self.cache.snapshot(commit) / file.name
+        if not is_sound(path, file.size):
+            return False
+        if self.options.rehash and file.etag and not has_content(path, file.etag):
+            self.options.log(f"{file.name} is damaged in the cache, and is downloaded again")
+            path.resolve().unlink()
+            return False
+        return True
+
+    def _check_disk(self, missing: Iterable[RemoteFile]) -> None:
+        """Refuse before the download what the disk cannot hold."""
+        need = 0
+        for file in missing:
+            begun = self.cache.partial(file.etag) if file.etag else None
+            need += max(0, (file.size or 0) - (begun.stat().st_size if begun and begun.exists() else 0))
+        folder = self.cache.root
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if need > free:
+            raise ResourceError(
+                f"not enough disk space to download {self.repo}",
+                where=folder,
+                expected=f"{need:,} bytes",
+                found=f"{free:,} bytes free",
+                hint="free some space, or set HF_HOME to a folder on a bigger disk",
+            )
+
+    def _record(self, manifest: Manifest) -> None:
+        """Write down what the revision is, in our lock file and as the client does."""
+        if self.options.weights != "none" or self.cache.commit_of(self.revision) is None:
+            self.cache.remember(self.revision, manifest.commit)
+        try:
+            _lock.write(self.key, manifest)
+        except OSError as error:
+            self.options.log(f"the commit of {self.key} is not recorded: {error}")
+
+    def _source(self, commit: str) -> Source:
+        name = self.repo.rpartition("/")[2]
+        return Source(name, self.cache.snapshot(commit), self.repo, self.revision, commit)
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Say the client's errors in our words."""
+        try:
+            yield
+        except Exception as error:
+            ours = translate(error, self.repo, self.revision)
+            if ours is None:
+                raise
+            raise ours from error
+
+
+class _Tally:
+    """Adds up what all threads download, and tells *progress* in steps."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._done = self._total = self._told = 0
+
+    def expect(self, files: Iterable[RemoteFile]) -> None:
+        """Add *files* to what there is in all."""
+        with self._lock:
+            self._total += sum(file.size or 0 for file in files)
+
+    def add(self, name: str, n_bytes: int) -> None:
+        """Add bytes of the file *name* to what is done."""
+        with self._lock:
+            self._done += n_bytes
+            if self._progress and (abs(self._done - self._told) >= _STEP or self._done == self._total):
+                self._told = self._done
+                self._progress(name, self._done, self._total or None)
+
+
+def settings() -> tuple[str | None, Path]:
+    """Read the two settings that the client fixes when it is imported: its endpoint (None: its own) and its cache."""
+    from huggingface_hub import constants
+
+    home = os.environ.get("HF_HOME")
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or (home and f"{home}/hub")
+    root = Path(os.path.expandvars(cache)) if cache else Path(constants.HF_HUB_CACHE)
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None, root.expanduser()
 
 
 @contextmanager

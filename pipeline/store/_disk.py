@@ -22,7 +22,9 @@ def translated(where: Path) -> Iterator[None]:
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
-                "no space left on the disk", where=where, hint="remove models with `gguf-pipeline rm` and `gc`"
+                "no space left on the disk",
+                where=where,
+                hint="free some space; models that are not needed can be removed",
             ) from exc
         hint = None
         if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

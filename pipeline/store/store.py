@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,14 +73,15 @@ class Swept:
 
 
 class Store(Blobs):
-    """Ollama's store under *root*.
+    """Ollama's store under *root*; *tool* is the program whose `list` and `rm` work on it, for hints.
 
     Hold `writing()` from the first blob to the manifest: without it, a removal next door may take a blob that is there
     already and that the manifest is about to name.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tool: str = "gguf-pipeline") -> None:
         super().__init__(root)
+        self.tool = tool
         self.manifests_dir = root / "manifests"
 
     def writing(self, waiting: Message = _quiet) -> AbstractContextManager[None]:
@@ -106,7 +107,7 @@ class Store(Blobs):
                 pass
         known = [str(entry.name) for entry in self.list()]
         near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "`gguf-pipeline list` shows what is there"
+        hint = f"did you mean {near[0]}?" if near else f"`{self.tool} list` shows what is there"
         raise UsageError(f"no such model in the store {self.root}", where=name, hint=hint)
 
     def read_manifest(self, name: Name) -> Manifest:
@@ -145,7 +146,7 @@ class Store(Blobs):
             UsageError: if a name is there in another spelling of upper and lower case.
         """
         self._require_blobs(items)
-        self._refuse_second_spellings([name for name, _ in items])
+        self.check_names([name for name, _ in items])
         with _disk.translated(self.manifests_dir), ExitStack() as undo:
             data = [manifest.to_bytes() for _, manifest in items]
             temps = [undo.enter_context(self._manifest_temp(text)) for text in data]
@@ -158,7 +159,11 @@ class Store(Blobs):
         return tuple(hash_bytes(text).digest for text in data)
 
     def list(self) -> tuple[Entry, ...]:
-        """Return the store's models, the newest first; files that are no manifest are left to `problems`."""
+        """Return the store's models, the newest first; files that are no manifest are left to `problems`.
+
+        Raises:
+            AccessError: if the root is no folder, or a folder can not be read.
+        """
         entries = [found for found in self._scan() if isinstance(found, Entry)]
         return tuple(sorted(entries, key=lambda entry: (-entry.modified.timestamp(), entry.name)))
 
@@ -183,8 +188,19 @@ class Store(Blobs):
                 blobs = [self.blob_path(digest) for digest in sorted(own - self._referenced())]
                 return tuple(_unlinked(blob) for blob in blobs if blob.exists())
 
-    def gc(self, older_than: float = 3600.0, waiting: Message = _quiet) -> tuple[Swept, ...]:
+    def sweep(self) -> None:
+        """Remove the temporary files that killed processes of ours left; none while another process is at work."""
+        if not self.root.is_dir():
+            return
+        with _disk.translated(self.root), locks.sweeping(self.root) as alone:
+            for path in self._temporaries() if alone else ():
+                with suppress(OSError):  # another user's: theirs to remove
+                    path.unlink()
+
+    def gc(self, older_than: float = 3600.0, waiting: Message = _quiet, *, dry_run: bool = False) -> tuple[Swept, ...]:
         """Remove unreferenced blobs and left-over temporary files of ours that are *older_than* seconds or more.
+
+        With *dry_run* they are returned and stay.
 
         Raises:
             FormatError: if a manifest can not be read: the blobs that it names are then unknown.
@@ -202,7 +218,8 @@ class Store(Blobs):
             with locks.sweeping(self.root) as alone:
                 found = [*self._unreferenced(), *(self._temporaries() if alone else ())]
                 old = [path for path in found if path.stat().st_mtime <= limit]
-                return tuple(Swept(path, _unlinked(path).size) for path in old)
+                sizes = [path.stat().st_size if dry_run else _unlinked(path).size for path in old]
+                return tuple(map(Swept, old, sizes))
 
     def verify(self, name: Name) -> Iterator[Verified]:
         """Read every blob of a model back and hash it, one after the other.
@@ -246,7 +263,12 @@ class Store(Blobs):
 
     def _manifest_files(self) -> Iterator[Path]:
         """Walk exactly the depth that Ollama walks: host, namespace, model, tag."""
-        return (path for path in sorted(self.manifests_dir.glob("*/*/*/*")) if not path.is_dir())
+        with _disk.translated(self.root), suppress(FileNotFoundError):
+            os.scandir(self.manifests_dir).close()  # a root that is a file is an error, a missing one is empty
+        level = [self.manifests_dir]
+        for _ in range(4):
+            level = [path for folder in level if folder.is_dir() for path in _children(folder)]
+        return (path for path in level if not path.is_dir())
 
     def _referenced(self) -> set[str]:
         """Collect every digest that any manifest file mentions, the bad ones included."""
@@ -277,26 +299,32 @@ class Store(Blobs):
                         hint="another program removed it; publish again",
                     )
 
-    def _refuse_second_spellings(self, names: Sequence[Name]) -> None:
-        """Keep one spelling of each name: older Ollamas mix up models whose names differ in case alone."""
+    def check_names(self, names: Sequence[Name]) -> None:
+        """Refuse a second spelling of a name: older Ollamas mix up models whose names differ in case alone.
+
+        Raises:
+            UsageError: if a name is there in another spelling of upper and lower case.
+        """
         known = {"/".join(path.parts[-4:]) for path in self._manifest_files()} | {str(name.path) for name in names}
         for name in names:
             for other in known:
                 if other.lower() == str(name.path).lower() and other != str(name.path):
+                    found = ":".join(other.rsplit("/", 1))
                     raise UsageError(
                         "the store has this name in another spelling",
                         where=name,
-                        found=other,
-                        hint="use that spelling, or remove it first with `gguf-pipeline rm`",
+                        found=found,
+                        hint=f"use that spelling, or remove it first: {self.tool} rm {found}",
                     )
 
     @contextmanager
     def _manifest_temp(self, data: bytes) -> Iterator[Path]:
         """Write a manifest to a file at the root: a stray name under manifests/ would stop Ollama's prune."""
         _disk.make_folder(self.blobs_dir)
-        fd, text = tempfile.mkstemp(prefix=_MANIFEST_TEMP_PREFIX, dir=self.root)
-        path = Path(text)
-        try:
+        with locks.staging(self.root), ExitStack() as stack:
+            fd, text = tempfile.mkstemp(prefix=_MANIFEST_TEMP_PREFIX, dir=self.root)
+            path = Path(text)
+            stack.callback(path.unlink, missing_ok=True)
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -304,8 +332,6 @@ class Store(Blobs):
             path.chmod(_disk.FILE_MODE)
             _disk.adopt(path, self.blobs_dir)
             yield path
-        finally:
-            path.unlink(missing_ok=True)
 
     def _place(self, temp: Path, final: Path) -> None:
         for left in reversed(range(_PLACE_TRIES)):
@@ -339,6 +365,13 @@ class Store(Blobs):
 
 def _digests(data: bytes) -> set[str]:
     return {f"sha256:{digest.decode().lower()}" for digest in _ANY_DIGEST.findall(data)}
+
+
+def _children(folder: Path) -> list[Path]:
+    """List a folder, which may be gone; one that can not be read is an error: what it names would be lost."""
+    with _disk.translated(folder), suppress(FileNotFoundError):
+        return sorted(folder.iterdir())
+    return []
 
 
 def _unlinked(path: Path) -> Blob:

@@ -1,7 +1,7 @@
 """The tokenizer stage: from a checkpoint folder to the tokenizer.* keys of the GGUF header.
 
-Reads tokenizer.json or tokenizer.model, tokenizer_config.json, generation_config.json and the chat template; weights
-are never touched and nothing is run.  What llama.cpp cannot follow is refused, or said in the notes.
+Reads tokenizer.json or the forms that came before it, tokenizer_config.json, generation_config.json and the chat
+template; weights are never touched and nothing is run.  What llama.cpp cannot follow is refused, or said in the notes.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import FormatError, UnsupportedError
-from pipeline.tokenizer._json import optional, read_optional
+from pipeline.errors import FormatError
+from pipeline.strict_json import optional, read_optional, short
 from pipeline.tokenizer.bpe import byte_level_vocabulary
 from pipeline.tokenizer.chat_template import ChatTemplates, read_chat_templates, template_keys
-from pipeline.tokenizer.sentencepiece import read_model, sentencepiece_vocabulary
-from pipeline.tokenizer.sentencepiece_json import json_vocabulary, space_prefix
+from pipeline.tokenizer.sentencepiece import added_tokens, sentencepiece_vocabulary
+from pipeline.tokenizer.sentencepiece_json import json_vocabulary, prefix_notes, space_prefix
+from pipeline.tokenizer.sources import Source, read_source
 from pipeline.tokenizer.special import KEYS, Special, read_eos_ids, read_special, token_text
-from pipeline.tokenizer.tokenizer_json import BYTE_LEVEL, TokenizerJson, read_tokenizer_json
-from pipeline.tokenizer.two_files import read_two_files
+from pipeline.tokenizer.tokenizer_json import BYTE_LEVEL, UNIGRAM, WORDPIECE
+from pipeline.tokenizer.unigram import unigram_vocabulary
 from pipeline.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
+from pipeline.tokenizer.wordpiece import wordpiece_vocabulary
 from pipeline.types import KV, ValueType, array, boolean, string, u32
 
-__all__ = ["Tokenizer", "read_tokenizer"]
+__all__ = ["Source", "Tokenizer", "read_source", "read_tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,21 @@ class Tokenizer:
         return tuple(tokens[token_id] for token_id in self.eos_ids)
 
 
-def read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
+def read_tokenizer(folder: Path, config: dict[str, Any], *, pad_to: int = 1) -> Tokenizer:
     """Read the tokenizer of the checkpoint in *folder*.
 
-    *config* is config.json's text part; its vocab_size, the rows of the embedding, pads the vocabulary.
+    *config* is config.json's text part; its vocab_size, the rows of the embedding, pads the vocabulary.  *pad_to* is
+    the multiple that vocab_size is rounded up to where the embedding is (Mamba).
 
     Raises:
         FormatError: if a file is not what it claims, or the vocabulary is larger than vocab_size.
         UnsupportedError: if llama.cpp has no such tokenizer.
     """
-    tokenizer_config = read_optional(folder / "tokenizer_config.json")
-    source = _read_source(folder, tokenizer_config)
-    vocabulary = _vocabulary(folder, source, tokenizer_config, config)
+    source = read_source(folder)
+    tokenizer_config = {**source.defaults, **read_optional(folder / "tokenizer_config.json")}
+    vocabulary = _vocabulary(folder, source, tokenizer_config, config, _n_rows(config, folder, pad_to))
     configs = [read_optional(folder / "config.json"), config]
-    post_processor = None if source is None else source.post_processor
-    special = read_special(folder, vocabulary, post_processor, tokenizer_config, configs)
+    special = read_special(folder, vocabulary, source.post_processor, tokenizer_config, configs)
     templates = read_chat_templates(folder, tokenizer_config)
     return Tokenizer(
         metadata=_keys(vocabulary, special, templates),
@@ -80,55 +82,53 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     )
 
 
-def _read_source(folder: Path, tokenizer_config: dict[str, Any]) -> TokenizerJson | None:
-    """Read tokenizer.json or its old two-file form; None where there is only a tokenizer.model."""
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        return read_tokenizer_json(path)
-    if (folder / "tokenizer.model").is_file():
-        return None
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return read_two_files(folder, tokenizer_config)
-    raise UnsupportedError(
-        "checkpoint has no tokenizer",
-        where=folder,
-        expected="tokenizer.json, tokenizer.model, or vocab.json with merges.txt",
-        found=", ".join(sorted(p.name for p in folder.glob("*tok*"))) or "none of them",
-        hint="transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes tokenizer.json",
-    )
-
-
 def _vocabulary(
-    folder: Path, source: TokenizerJson | None, tokenizer_config: dict[str, Any], config: dict[str, Any]
+    folder: Path, source: Source, tokenizer_config: dict[str, Any], config: dict[str, Any], n_rows: int | None
 ) -> Vocabulary:
-    """Choose the reader: byte-level BPE is in tokenizer.json alone, SentencePiece rather in tokenizer.model."""
-    vocab_size = _vocab_size(config, folder)
-    if source is not None and source.family == BYTE_LEVEL:
-        return byte_level_vocabulary(source, vocab_size)
-    path = folder / "tokenizer.model"
+    """Choose the reader by the kind of tokenizer."""
+    document, model = source.json, source.model
+    family = document.family if document is not None else model.kind if model is not None else None
+    if document is not None and family == BYTE_LEVEL:
+        return byte_level_vocabulary(document, n_rows)
+    if document is not None and family == WORDPIECE:
+        return wordpiece_vocabulary(document, n_rows)
+    if family == UNIGRAM:
+        added = added_tokens(folder, tokenizer_config, document)
+        return unigram_vocabulary(document, model, added, tokenizer_config, n_rows)
+    return _sentencepiece(folder, source, tokenizer_config, config, n_rows)
+
+
+def _sentencepiece(
+    folder: Path, source: Source, tokenizer_config: dict[str, Any], config: dict[str, Any], n_rows: int | None
+) -> Vocabulary:
+    """Read a SentencePiece BPE, rather from its model file; say the space prefix."""
+    document, model = source.json, source.model
+    if model is not None:
+        vocabulary = sentencepiece_vocabulary(model, document, folder, tokenizer_config, n_rows)
+    elif document is not None:
+        model_type = optional(config, "model_type", str, folder / "config.json", "")
+        vocabulary = json_vocabulary(document, n_rows, model_type)
+    if document is not None:
+        prefix = space_prefix(document)
+        vocabulary = replace(vocabulary, notes=vocabulary.notes + prefix_notes(document))
+    elif model is not None:
+        prefix = model.add_space_prefix
     stated = optional(tokenizer_config, "add_prefix_space", bool, folder / "tokenizer_config.json", "")
-    if source is not None and not path.is_file():
-        vocabulary = json_vocabulary(source, vocab_size, config.get("model_type"))
-        prefix = space_prefix(source)
-    else:
-        model = read_model(path)
-        vocabulary = sentencepiece_vocabulary(model, source, folder, tokenizer_config, vocab_size)
-        prefix = model.add_space_prefix if source is None else space_prefix(source)
     prefix = prefix if stated is None else stated
     # llama.cpp's default is true; the official converter writes the key where the checkpoint says something.
     return replace(vocabulary, add_space_prefix=prefix if stated is not None or not prefix else None)
 
 
-def _vocab_size(config: dict[str, Any], folder: Path) -> int | None:
+def _n_rows(config: dict[str, Any], folder: Path, pad_to: int) -> int | None:
     path = folder / "config.json"
     size = optional(config, "vocab_size", int, path, "")
     if size is not None and not 0 < size <= MAX_TOKENS:
-        raise FormatError("vocab_size", where=path, expected=f"1 to {MAX_TOKENS}", found=size)
-    return size
+        raise FormatError("vocab_size", where=path, expected=f"1 to {MAX_TOKENS}", found=short(size))
+    return None if size is None else -(-size // pad_to) * pad_to
 
 
 def _keys(vocabulary: Vocabulary, special: Special, templates: ChatTemplates) -> tuple[KV, ...]:
-    keys = [*_vocabulary_keys(vocabulary), *_special_keys(special), *template_keys(templates)]
+    keys = [*_vocabulary_keys(vocabulary), *_special_keys(special), *template_keys(templates), *vocabulary.normalizer]
     if vocabulary.add_space_prefix is not None:
         keys.append(boolean("tokenizer.ggml.add_space_prefix", vocabulary.add_space_prefix))
     return tuple(keys)
@@ -144,7 +144,7 @@ def _vocabulary_keys(vocabulary: Vocabulary) -> tuple[KV, ...]:
     keys.append(array("tokenizer.ggml.token_type", ValueType.INT32, [int(t) for t in vocabulary.types]))
     if vocabulary.merges is not None:
         keys.append(array("tokenizer.ggml.merges", ValueType.STRING, vocabulary.merges))
-    return tuple(keys)
+    return (*keys, *vocabulary.options)
 
 
 def _special_keys(special: Special) -> tuple[KV, ...]:

@@ -7,18 +7,23 @@ from collections.abc import Iterator
 
 Value = int | bytes
 
+MAX_FIELDS = 1 << 17  # of one message: lists of control symbols are the longest
 
-def fields(data: bytes) -> Iterator[tuple[int, Value]]:
+
+def fields(data: bytes, limit: int = MAX_FIELDS) -> Iterator[tuple[int, Value]]:
     """Give the fields of one message as (number, value).
 
     Values are the unsigned integer of a varint or of 4 or 8 fixed bytes (little-endian), or the bytes of a string or
     message.  See protobuf.dev, "Encoding".
 
     Raises:
-        ValueError: if *data* is no message.
+        ValueError: if *data* is no message, or has more than *limit* fields.
     """
     at = 0
     while at < len(data):
+        limit -= 1
+        if limit < 0:
+            raise ValueError("more fields than any model has")
         tag, at = _varint(data, at)
         number, wire = tag >> 3, tag & 7
         value: Value

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer as Reference
 
-from pipeline.errors import FormatError
-from pipeline.tokenizer.pretokenizers import recognise
+from pipeline.tokenizer.recognise import recognise
 from pipeline.tokenizer.tokenizer_json import BYTE_LEVEL, TokenizerJson
-from pipeline.tokenizer.vocabulary import TokenType, Vocabulary, added_text, added_type, check_texts, unused_name
+from pipeline.tokenizer.vocabulary import AddedToken, Slots, TokenType, Vocabulary, added_text, added_type, few, fit
+
+_BATCH = 4096  # what the reference gives for a piece is a thousand times its size
 
 
-def byte_level_vocabulary(source: TokenizerJson, vocab_size: int | None) -> Vocabulary:
+def byte_level_vocabulary(source: TokenizerJson, n_rows: int | None) -> Vocabulary:
     """Make the vocabulary of a byte-level BPE.
 
-    Ids without a token, and those up to *vocab_size* (the rows of the embedding), become unused tokens [PADn].
-    Follows `TextModel.get_vocab_base` of llama.cpp's converter.
+    Ids without a token, and those up to *n_rows* (the rows of the embedding), become unused tokens [PADn].  Follows
+    `TextModel.get_vocab_base` of llama.cpp's converter.
 
     Raises:
         UnsupportedError: if llama.cpp has no such pre-tokenizer.
-        FormatError: if the tokenizer has more tokens than *vocab_size*.
+        FormatError: if the tokenizer has more tokens than *n_rows*.
     """
     row, notes = recognise(
         source.normalizer,
@@ -29,50 +31,27 @@ def byte_level_vocabulary(source: TokenizerJson, vocab_size: int | None) -> Voca
         lambda: ignore_merges_is_idle(source),
         source.path,
     )
-    texts = {token_id: text for text, token_id in source.vocab.items()}
-    types = dict.fromkeys(texts, TokenType.NORMAL)
-    for token in source.added:
-        texts[token.id], types[token.id] = added_text(token), added_type(token)
-    n_tokens = padded_size(texts, vocab_size, source)
-    taken = set(texts.values())
-    tokens = tuple(texts[i] if i in texts else unused_name(i, taken) for i in range(n_tokens))
-    check_texts(tokens, source.path)
+    n_tokens, added, left_out = fit(max(source.vocab.values()) + 1, source.added, n_rows, source.path)
+    slots = Slots({token_id: text for text, token_id in source.vocab.items()}, {})
+    slots.types = dict.fromkeys(slots.texts, TokenType.NORMAL)
+    for token in added:
+        slots.put(token.id, added_text(token), added_type(token))
+    tokens, types = slots.fill(n_tokens, source.path)
     return Vocabulary(
         kind=BYTE_LEVEL,
         model="gpt2",
         pre=row.pre,
         tokens=tokens,
-        types=tuple(types.get(i, TokenType.UNUSED) for i in range(n_tokens)),
+        types=types,
         merges=tuple(f"{left} {right}" for left, right in source.merges),
-        notes=notes + strip_notes(source),
+        notes=notes + left_out + strip_notes(added),
     )
 
 
-def padded_size(texts: dict[int, str], vocab_size: int | None, source: TokenizerJson) -> int:
-    """Give the number of tokens to write: *vocab_size*, which no id may reach.
-
-    Raises:
-        FormatError: if one does.
-    """
-    size = max(texts) + 1
-    if vocab_size is not None and size > vocab_size:
-        raise FormatError(
-            "tokenizer has more tokens than the model has rows for",
-            where=source.path,
-            expected=f"ids below vocab_size {vocab_size} of config.json",
-            found=f"id {size - 1}, {texts[size - 1]!r}",
-            hint="config.json and tokenizer.json are not of the same model, or tokens were added without resizing it",
-        )
-    return size if vocab_size is None else vocab_size
-
-
-def strip_notes(source: TokenizerJson) -> tuple[str, ...]:
+def strip_notes(added: Sequence[AddedToken]) -> tuple[str, ...]:
     """Say which added tokens swallow blanks around them, which llama.cpp does not."""
-    names = [token.content for token in source.added if token.strips]
-    if not names:
-        return ()
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (f"llama.cpp keeps blanks beside added tokens that strip them: {', '.join(names[:3])}{more}",)
+    names = [token.content for token in added if token.strips]
+    return (f"llama.cpp keeps blanks beside added tokens that strip them: {few(names, 3)}",) if names else ()
 
 
 def ignore_merges_is_idle(source: TokenizerJson) -> bool:
@@ -95,4 +74,5 @@ def ignore_merges_is_idle(source: TokenizerJson) -> bool:
     reference = Reference.from_str(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     added = {token.content for token in source.added}
     pieces = [text for text in source.vocab if text not in added]
-    return all(len(encoding.ids) == 1 for encoding in reference.encode_batch(pieces))
+    batches = (pieces[at : at + _BATCH] for at in range(0, len(pieces), _BATCH))
+    return all(len(encoding.ids) == 1 for batch in batches for encoding in reference.encode_batch_fast(batch))

@@ -8,7 +8,7 @@ from string import ascii_letters, digits
 from typing import Any
 
 from pipeline.errors import FormatError
-from pipeline.tokenizer._json import expect, read_optional, read_text, short
+from pipeline.strict_json import expect, read_optional, read_text, short
 from pipeline.types import KV, ValueType, array, string
 
 _LETTERS = frozenset(ascii_letters + digits)

@@ -11,14 +11,14 @@ A new one is one row of ROWS: the name that llama.cpp knows, and the steps in th
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UnsupportedError
-from pipeline.tokenizer._json import expect, optional, short
+from pipeline.strict_json import expect, optional, short
 
 # Parts that many patterns share: contractions, letters, punctuation, white space.
 _C = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -58,6 +58,9 @@ _CASED_LETTERS = (
     "\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
 _FULL_WIDTH = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
+
+HOW_TO_ADD = "a new pre-tokenizer is one row in pipeline/tokenizer/pretokenizers.py, if llama.cpp has a rule for it"
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 _MARKS = "llama.cpp's rule {} leaves out combining marks: Arabic vowels, Devanagari, Tamil, Thai are cut differently"
 
@@ -137,7 +140,7 @@ ROWS = (
         "tiny_aya",
         split(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O),
         same=("cohere2moe",),
-        limit="llama.cpp's rule tiny_aya cuts words of mixed case (camelCase) differently",
+        limit="llama.cpp's rule tiny_aya cuts words of mixed case (camelCase) and some numbers differently",
     ),
 )
 
@@ -150,30 +153,6 @@ class Steps:
     inverted: bool = False
 
 
-def recognise(
-    normalizer: Any, pre_tokenizer: Any, ignore_merges: bool, is_idle: Callable[[], bool], path: Path
-) -> tuple[Row, tuple[str, ...]]:
-    """Find the row that cuts text as *normalizer* and *pre_tokenizer* of tokenizer.json at *path* do.
-
-    *is_idle* tells whether *ignore_merges* makes no difference for this vocabulary; it is asked only when no row with
-    that flag has the steps.  Returns the row and notes about what llama.cpp does not do.
-
-    Raises:
-        UnsupportedError: if there is none; shows the steps that were found and the nearest row.
-        FormatError: if the two are not what tokenizers writes.
-    """
-    notes = _normalizer_notes(normalizer, path)
-    found = read_steps(pre_tokenizer, path)
-    rows = [row for row in ROWS if row.steps == found.steps and (row.covers or not found.inverted)]
-    exact = [row for row in rows if row.ignore_merges == ignore_merges]
-    if not exact and rows and is_idle():
-        exact = rows
-    if exact:
-        row = exact[0]
-        return row, notes + ((row.limit,) if row.limit else ())
-    raise _unknown(found, ignore_merges, bool(rows), path)
-
-
 def read_steps(pre_tokenizer: Any, path: Path) -> Steps:
     """Bring a pre_tokenizer to one form.
 
@@ -183,13 +162,27 @@ def read_steps(pre_tokenizer: Any, path: Path) -> Steps:
     """
     steps: list[str] = []
     inverted = False
-    for node in _flatten(pre_tokenizer, "pretokenizers", path, "pre_tokenizer"):
+    for node in pretokenizers(pre_tokenizer, path):
         step, drops = _step(node, path)
         inverted = inverted or drops
         steps += step
     if not any(step == "ByteLevel" for step in steps):
         raise UnsupportedError("pre_tokenizer has no ByteLevel step", where=path, found=short(pre_tokenizer))
     return Steps(_without_idle_bytes(steps), inverted)
+
+
+def write_steps(steps: tuple[str, ...]) -> dict[str, Any]:
+    """Write steps in the one form as tokenizer.json would; Falcon's cut digits after the bytes are made."""
+    nodes: list[dict[str, Any]] = []
+    for step in steps:
+        kind, rest = step.split(" ", 1)
+        if kind == "Split":
+            nodes.append({"type": "Split", "pattern": {"Regex": rest}, "behavior": "Isolated", "invert": False})
+        elif kind == "Punctuation":
+            nodes.append({"type": "Punctuation", "behavior": rest})
+        else:
+            nodes += [_BYTES, {"type": "Digits", "individual_digits": False}]
+    return {"type": "Sequence", "pretokenizers": nodes if _BYTES in nodes else [*nodes, _BYTES]}
 
 
 def canonical_regex(pattern: str) -> str:
@@ -208,19 +201,13 @@ def normalizers(normalizer: Any, path: Path) -> list[dict[str, Any]]:
     return list(_flatten(normalizer, "normalizers", path, "normalizer"))
 
 
-def _normalizer_notes(normalizer: Any, path: Path) -> tuple[str, ...]:
-    kinds = [node["type"] for node in normalizers(normalizer, path)]
-    if not kinds:
-        return ()
-    if set(kinds) == {"NFC"}:
-        return ("llama.cpp has no NFC normalizer: text with decomposed characters is cut differently",)
-    raise UnsupportedError(
-        "llama.cpp cannot normalize text as this tokenizer does",
-        where=path,
-        expected="no normalizer, or NFC",
-        found=" + ".join(kinds),
-        hint="no GGUF of this model can be right; look for one whose tokenizer.json has another normalizer",
-    )
+def pretokenizers(pre_tokenizer: Any, path: Path) -> list[dict[str, Any]]:
+    """List the steps of a pre_tokenizer, sequences taken apart.
+
+    Raises:
+        FormatError: if it is not what tokenizers writes.
+    """
+    return list(_flatten(pre_tokenizer, "pretokenizers", path, "pre_tokenizer"))
 
 
 def _flatten(node: Any, children: str, path: Path, place: str) -> Iterator[dict[str, Any]]:
@@ -247,13 +234,14 @@ def _step(node: dict[str, Any], path: Path) -> tuple[list[str], bool]:
     if kind == "ByteLevel":
         return _byte_level_step(node, path), False
     raise UnsupportedError(
-        f"pre_tokenizer step {kind} is unknown for byte-level BPE", where=path, found=short(node), hint=_HOW_TO_ADD
+        f"pre_tokenizer step {kind} is unknown for byte-level BPE", where=path, found=short(node), hint=HOW_TO_ADD
     )
 
 
 def _split_step(node: dict[str, Any], path: Path) -> tuple[list[str], bool]:
     pattern = expect(node.get("pattern"), dict, path, "Split.pattern")
-    regex = expect(pattern.get("Regex"), str, path, "Split.pattern.Regex")
+    text = optional(pattern, "String", str, path, "Split.pattern")
+    regex = expect(pattern.get("Regex"), str, path, "Split.pattern.Regex") if text is None else re.escape(text)
     how = (node.get("behavior"), bool(optional(node, "invert", bool, path, "Split")))
     if how in {("Isolated", False), ("Isolated", True)}:  # inverted, the same pieces are cut, only the roles swap
         return [f"Split {canonical_regex(regex)}"], False
@@ -286,24 +274,3 @@ def _without_idle_bytes(steps: list[str]) -> tuple[str, ...]:
     if all(step in {"Digits runs", "Split [0-9][0-9][0-9]"} for step in rest):
         return (*steps[:last], *rest)
     return tuple(steps)
-
-
-_HOW_TO_ADD = "a new pre-tokenizer is one row in pipeline/tokenizer/pretokenizers.py, if llama.cpp has a rule for it"
-
-
-def _unknown(found: Steps, ignore_merges: bool, flag_only: bool, path: Path) -> UnsupportedError:
-    text = "\n".join(found.steps) or "(nothing)"
-    nearest = max(ROWS, key=lambda row: difflib.SequenceMatcher(None, "\n".join(row.steps), text).ratio())
-    if flag_only:
-        what = f"no rule of llama.cpp has these steps with ignore_merges {str(ignore_merges).lower()}"
-    elif found.inverted and any(row.steps == found.steps for row in ROWS):
-        what = "pre_tokenizer drops text that its pattern does not match"
-    else:
-        what = "pre-tokenizer is unknown"
-    return UnsupportedError(
-        what,
-        where=path,
-        expected=f"nearest known is {nearest.pre!r}: " + " / ".join(nearest.steps),
-        found=" / ".join(found.steps) or "no steps",
-        hint=_HOW_TO_ADD,
-    )

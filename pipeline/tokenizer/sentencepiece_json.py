@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import UnsupportedError
-from pipeline.tokenizer._json import optional, short
-from pipeline.tokenizer.bpe import padded_size, strip_notes
-from pipeline.tokenizer.pretokenizers import normalizers
-from pipeline.tokenizer.sentencepiece import ADDED_SCORE, require_bytes
+from pipeline.strict_json import optional, short
+from pipeline.tokenizer.bpe import strip_notes
+from pipeline.tokenizer.pretokenizers import normalizers, pretokenizers
+from pipeline.tokenizer.sentencepiece import ADDED_SCORE
+from pipeline.tokenizer.sentencepiece_model import require_bytes
 from pipeline.tokenizer.tokenizer_json import SENTENCEPIECE, TokenizerJson
 from pipeline.tokenizer.vocabulary import (
     BLANK,
     AddedToken,
+    Slots,
     TokenType,
     Vocabulary,
     added_text,
     added_type,
-    check_texts,
+    fit,
     is_byte,
-    unused_name,
 )
 
 # Gemma 4 has a tokenizer model of its own in llama.cpp: SentencePiece's text with the merges of BPE.
@@ -50,7 +51,15 @@ def space_prefix(source: TokenizerJson) -> bool:
     return _metaspace_prefix(source) or prefix
 
 
-def json_vocabulary(source: TokenizerJson, vocab_size: int | None, model_type: str | None) -> Vocabulary:
+def prefix_notes(source: TokenizerJson) -> tuple[str, ...]:
+    """Say where llama.cpp puts more blanks: it puts one before every piece of text between special tokens."""
+    steps = pretokenizers(source.pre_tokenizer, source.path)
+    if not any(step.get("prepend_scheme") == "first" for step in steps):
+        return ()
+    return ("llama.cpp puts a blank after each special token, too, this tokenizer only before the text",)
+
+
+def json_vocabulary(source: TokenizerJson, n_rows: int | None, model_type: str | None) -> Vocabulary:
     """Make the vocabulary of a SentencePiece BPE that has no tokenizer.model.
 
     The score of a piece is minus the position of the first merge that makes it, which is the order that SentencePiece
@@ -58,28 +67,26 @@ def json_vocabulary(source: TokenizerJson, vocab_size: int | None, model_type: s
 
     Raises:
         UnsupportedError: if it has no byte fallback.
-        FormatError: if it has more tokens than *vocab_size*.
+        FormatError: if it has more tokens than *n_rows*.
     """
     with_merges = model_type in _WITH_MERGES
-    texts = {token_id: text for text, token_id in source.vocab.items()}
-    types = {token_id: _piece_type(text, source) for token_id, text in texts.items()}
-    for token in source.added:
-        texts[token.id], types[token.id] = _added(token, source, with_merges)
-    require_bytes(set(texts.values()), source.path)
-    n_tokens = padded_size(texts, vocab_size, source)
-    taken = set(texts.values())
-    tokens = tuple(texts[i] if i in texts else unused_name(i, taken) for i in range(n_tokens))
-    check_texts(tokens, source.path)
+    n_tokens, added, left_out = fit(max(source.vocab.values()) + 1, source.added, n_rows, source.path)
+    slots = Slots({token_id: text for text, token_id in source.vocab.items()}, {})
+    slots.types = {token_id: _piece_type(text, source) for token_id, text in slots.texts.items()}
+    for token in added:
+        slots.put(token.id, *_added(token, source, with_merges))
+    require_bytes(set(slots.texts.values()), source.path)
+    tokens, types = slots.fill(n_tokens, source.path)
     return Vocabulary(
         kind=SENTENCEPIECE,
         model="gemma4" if with_merges else "llama",
         pre="gemma4" if with_merges else "default",
         writes_pre=not with_merges,
         tokens=tokens,
-        types=tuple(types.get(i, TokenType.UNUSED) for i in range(n_tokens)),
+        types=types,
         scores=(ADDED_SCORE,) * n_tokens if with_merges else _scores(tokens, source),
         merges=tuple(f"{left} {right}" for left, right in source.merges) if with_merges else None,
-        notes=strip_notes(source),
+        notes=left_out + strip_notes(added),
     )
 
 

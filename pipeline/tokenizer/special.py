@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError
-from pipeline.tokenizer._json import expect, optional, short
+from pipeline.strict_json import expect, optional, short
 from pipeline.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
 # Kinds in the order of the official converter, with their GGUF keys (the misspelt one is the format's own).
@@ -28,18 +28,32 @@ KEYS = {
 }
 _FROM_CONFIG = ("bos", "eos", "unk", "sep", "pad", "mask")
 
-# Families whose files do not name all the special tokens the engine needs, by config.json's model_type.
+# Families whose files do not name all the special tokens the engine needs, by config.json's model_type.  The official
+# converter writes fixed ids for Gemma (eot 107); the text is right for any vocabulary.
 _FAMILIES = {
+    "gemma": (("eot", "<end_of_turn>"),),
     "glm": (("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
     "chatglm": (("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>")),
     "glm4": (("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("bos", "<|endoftext|>")),
     "glm4_moe": (("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")),
 }
 
-# Classes of transformers whose post-processor is made from add_bos_token and add_eos_token.
+# Code Llama's tokens for filling in a middle.  llama.cpp finds the first three by their texts, but not the last, which
+# ends the answer; the official converter writes it as id 32010 wherever vocab_size is 32016.
+_FILL_IN = ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>", "\u2581<EOT>")
+
+# Classes of transformers whose post-processor is made from add_bos_token and add_eos_token: up to version 4.57 their
+# __init__ ends with update_post_processor(), whatever tokenizer.json says, and that is how models of these classes were
+# trained and published (DeepSeek: LlamaTokenizerFast, add_bos_token true, a post_processor that adds nothing).
+# Version 5 drops both flags where there is a tokenizer.json (`_from_pretrained`) and saves neither: a checkpoint that
+# still has them was made before it.  All other classes never looked at them beside a post_processor.
 _REBUILDING = frozenset(
-    f"{name}Tokenizer{fast}" for name in ("Llama", "CodeLlama", "Gemma", "Cohere") for fast in ("", "Fast")
+    f"{name}Tokenizer{fast}" for name in ("Llama", "CodeLlama", "Gemma", "Cohere", "GPTNeoX") for fast in ("", "Fast")
 )
+
+# Tokens that llama.cpp takes for granted, by the GGUF tokenizer model: it would end the process, or take another's id.
+_REQUIRED = {"bert": ("bos", "sep", "unk"), "t5": ("unk",)}
+_FROM_CONFIG_NAMES = {"bos": "cls_token", "sep": "sep_token", "unk": "unk_token"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ def read_special(
     *post_processor* is tokenizer.json's (None without that file), *configs* are config.json's objects, the outer first.
 
     Raises:
-        FormatError: if a file is not what it claims.
+        FormatError: if a file is not what it claims, or a token is unknown that llama.cpp cannot work without.
     """
     path = folder / "tokenizer_config.json"
     finding = _Finding({kind: token_text(tokenizer_config, kind, path) for kind in (*_FROM_CONFIG, "cls")})
@@ -83,6 +97,7 @@ def read_special(
     _apply_flags(finding, tokenizer_config, path)
     model_type = next((c["model_type"] for c in reversed(configs) if isinstance(c.get("model_type"), str)), "")
     ids = _find_ids(finding, vocabulary, configs, model_type)
+    _require(vocabulary, ids, folder)
     _complete_flags(finding, ids, vocabulary, post_processor)
     return Special({kind: ids[kind] for kind in KEYS if kind in ids}, finding.adds, tuple(finding.notes))
 
@@ -116,6 +131,7 @@ def _apply_processor(finding: _Finding, processor: dict[str, Any], path: Path) -
         finding.adds.setdefault("eos", False)
     elif kind in ("RobertaProcessing", "BertProcessing"):
         _apply_pair(finding, processor, path)
+        finding.adds["sep"] = kind == "RobertaProcessing"  # two between two texts; BERT has one, as after any text
     elif kind == "TemplateProcessing":
         _apply_template(finding, processor, path)
     else:
@@ -128,7 +144,7 @@ def _apply_pair(finding: _Finding, processor: dict[str, Any], path: Path) -> Non
         text = expect(entry[0] if entry else None, str, path, f"post_processor.{key}[0]")
         finding.texts[kind] = finding.texts[kind] or text
         finding.texts[fallback] = finding.texts[fallback] or text
-    finding.adds.update(bos=True, eos=True, sep=True)
+    finding.adds.update(bos=True, eos=True)
 
 
 def _apply_template(finding: _Finding, processor: dict[str, Any], path: Path) -> None:
@@ -208,7 +224,7 @@ def _apply_separator(finding: _Finding, pair: list[str | None], before: list[str
 
 
 def _apply_flags(finding: _Finding, tokenizer_config: dict[str, Any], path: Path) -> None:
-    rebuilds = tokenizer_config.get("tokenizer_class") in _REBUILDING
+    rebuilds = optional(tokenizer_config, "tokenizer_class", str, path, "") in _REBUILDING
     for kind in ("bos", "eos", "sep"):
         flag = optional(tokenizer_config, f"add_{kind}_token", bool, path, "")
         if flag is None:
@@ -241,12 +257,15 @@ def _find_ids(
             token_id = config.get(f"{kind}_token_id")
             if kind not in ids and isinstance(token_id, int) and not isinstance(token_id, bool):
                 _take_id(finding, ids, kind, token_id, len(vocabulary.tokens))
-    for kind, text in _FAMILIES.get(model_type, ()):
-        if text in by_text:
-            ids.setdefault(kind, by_text[text])
-    for kind, token_id in vocabulary.ids.items():
-        ids.setdefault(kind, token_id)
-    return ids
+    for kind, text in _by_family(by_text, model_type):
+        ids.setdefault(kind, by_text[text])
+    return {**vocabulary.ids, **ids}
+
+
+def _by_family(by_text: dict[str, int], model_type: str) -> list[tuple[str, str]]:
+    """List kinds and texts that only the family of the model tells."""
+    found = [(kind, text) for kind, text in _FAMILIES.get(model_type, ()) if text in by_text]
+    return [*found, ("eot", _FILL_IN[-1])] if all(text in by_text for text in _FILL_IN) else found
 
 
 def _take_id(finding: _Finding, ids: dict[str, int], kind: str, token_id: int, n_tokens: int) -> None:
@@ -260,13 +279,23 @@ def _take_id(finding: _Finding, ids: dict[str, int], kind: str, token_id: int, n
 
 def _complete_flags(finding: _Finding, ids: dict[str, int], vocabulary: Vocabulary, post_processor: Any) -> None:
     """Say both flags, and drop those without an id: llama.cpp ends the process over a token that it does not know."""
-    from_model_file = bool(vocabulary.ids) and post_processor is None
-    finding.adds.setdefault("bos", from_model_file and "bos" in ids)
+    finding.adds.setdefault("bos", "bos" in vocabulary.ids and post_processor is None)
     finding.adds.setdefault("eos", False)
     for kind, adds in finding.adds.items():
         if adds and kind not in ids:
             finding.adds[kind] = False
             finding.notes.append(f"add_{kind}_token is true, but no {kind} token is known: llama.cpp will add none")
+
+
+def _require(vocabulary: Vocabulary, ids: dict[str, int], folder: Path) -> None:
+    """Refuse a WordPiece or unigram vocabulary without the tokens that llama.cpp puts in unasked."""
+    missing = [kind for kind in _REQUIRED.get(vocabulary.model, ()) if kind not in ids]
+    if missing:
+        raise FormatError(
+            f"the tokenizer's {' and '.join(missing)} token is unknown",
+            where=folder,
+            expected=", ".join(_FROM_CONFIG_NAMES[kind] for kind in missing) + " in tokenizer_config.json",
+        )
 
 
 def read_eos_ids(generation_config: dict[str, Any], path: Path) -> tuple[int, ...]:

@@ -8,26 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.tokenizer._json import expect, optional, read_object, short
+from pipeline.strict_json import expect, optional, read_object, short
 from pipeline.tokenizer.pretokenizers import normalizers
 from pipeline.tokenizer.vocabulary import BLANK, MAX_TOKENS, AddedToken
 
 BYTE_LEVEL = "byte-level BPE"
 SENTENCEPIECE = "SentencePiece BPE"
+UNIGRAM = "SentencePiece unigram"
+WORDPIECE = "WordPiece"
 
-_REFUSED = {
-    "WordPiece": "WordPiece belongs to BERT-like encoders",
-    "Unigram": "SentencePiece unigram belongs to T5-like models",
-    "WordLevel": "llama.cpp has no word-level tokenizer",
-}
+_KINDS = {"Unigram": UNIGRAM, "WordPiece": WORDPIECE}
+MAX_SCORE = 1e30  # scores are logarithms of probabilities; llama.cpp adds them up
+CONTINUING = "##"  # what WordPiece writes before a piece that goes on with a word
 
 
 @dataclass(frozen=True)
 class TokenizerJson:
-    """A tokenizer.json with a BPE model.
+    """A tokenizer.json.
 
-    *family* is BYTE_LEVEL or SENTENCEPIECE; *vocab* maps text to id; *merges* are pairs in order; the pipeline steps
-    stay as the file has them.
+    *family* is BYTE_LEVEL, SENTENCEPIECE, UNIGRAM or WORDPIECE; *vocab* maps text to id.  *merges* are the pairs of a
+    BPE in order, *scores* those of a unigram model by id.  *byte_fallback* tells whether a unigram model has bytes for
+    unknown characters.  The pipeline steps stay as the file has them.
     """
 
     path: Path
@@ -40,6 +41,8 @@ class TokenizerJson:
     normalizer: Any
     pre_tokenizer: Any
     post_processor: Any
+    scores: tuple[float, ...] = ()
+    byte_fallback: bool = False
 
 
 def read_tokenizer_json(path: Path) -> TokenizerJson:
@@ -56,31 +59,43 @@ def parse_document(document: dict[str, Any], path: Path) -> TokenizerJson:
     """Check the content of a tokenizer.json; *path* is named in errors, which are those of `read_tokenizer_json`."""
     model = expect(document.get("model"), dict, path, "model")
     family = _family(document, model, path)
-    vocab = _read_vocab(model, path)
+    scores: tuple[float, ...] = ()
+    unk: str | None
+    if family == UNIGRAM:
+        vocab, scores = _read_scored(model, path)
+        unk = _unknown_piece(model, vocab, path)
+    else:
+        vocab = _read_vocab(model, path)
+        unk = optional(model, "unk_token", str, path, "model")
     return TokenizerJson(
         path=path,
         family=family,
         vocab=vocab,
-        merges=_read_merges(model, vocab, path),
+        merges=_read_merges(model, vocab, path) if family in (BYTE_LEVEL, SENTENCEPIECE) else (),
         added=_read_added(document, vocab, path),
         ignore_merges=bool(optional(model, "ignore_merges", bool, path, "model")),
-        unk=optional(model, "unk_token", str, path, "model"),
+        unk=unk,
         normalizer=document.get("normalizer"),
         pre_tokenizer=document.get("pre_tokenizer"),
         post_processor=document.get("post_processor"),
+        scores=scores,
+        byte_fallback=bool(optional(model, "byte_fallback", bool, path, "model")),
     )
 
 
 def _family(document: dict[str, Any], model: dict[str, Any], path: Path) -> str:
-    """Decide what kind of BPE this is; files of old writers have no model.type."""
-    kind = model.get("type", "BPE" if "merges" in model else None)
+    """Decide what kind of tokenizer this is."""
+    kind = _kind(model)
+    if kind in _KINDS:
+        _refuse_prefix(model, path)
+        return _KINDS[kind]
     if kind != "BPE":
         raise UnsupportedError(
             "tokenizer model is not supported",
             where=path,
-            expected="BPE",
-            found=kind,
-            hint=_REFUSED.get(str(kind)),
+            expected="BPE, Unigram or WordPiece",
+            found=short(kind),
+            hint="llama.cpp has no word-level tokenizer" if kind == "WordLevel" else None,
         )
     _refuse_variants(model, path)
     if model.get("byte_fallback") and _writes_blanks(document, path):
@@ -93,6 +108,29 @@ def _family(document: dict[str, Any], model: dict[str, Any], path: Path) -> str:
         expected="a ByteLevel step, or byte_fallback with spaces written as U+2581",
         found=f"pre_tokenizer {short(document.get('pre_tokenizer'))}, decoder {short(document.get('decoder'))}",
     )
+
+
+def _kind(model: dict[str, Any]) -> str | None:
+    """Give the type of the model; old writers left it out."""
+    if "type" in model:
+        kind = model["type"]
+        return kind if isinstance(kind, str) else repr(kind)
+    if "merges" in model:
+        return "BPE"
+    if isinstance(model.get("vocab"), list):
+        return "Unigram"
+    return "WordPiece" if "max_input_chars_per_word" in model else None
+
+
+def _refuse_prefix(model: dict[str, Any], path: Path) -> None:
+    prefix = model.get("continuing_subword_prefix", CONTINUING)
+    if prefix != CONTINUING:
+        raise UnsupportedError(
+            "WordPiece marks the pieces inside a word in an unknown way",
+            where=path,
+            expected=CONTINUING,
+            found=short(prefix),
+        )
 
 
 def _refuse_variants(model: dict[str, Any], path: Path) -> None:
@@ -132,6 +170,36 @@ def _read_vocab(model: dict[str, Any], path: Path) -> dict[str, int]:
                 found=f"{short(owner[token_id])}, {short(text)}",
             )
     return vocab
+
+
+def _read_scored(model: dict[str, Any], path: Path) -> tuple[dict[str, int], tuple[float, ...]]:
+    """Read the vocabulary of a unigram model: a list of [text, score]."""
+    entries = expect(model.get("vocab"), list, path, "model.vocab")
+    if not 0 < len(entries) <= MAX_TOKENS:
+        raise FormatError("model.vocab", where=path, expected=f"1 to {MAX_TOKENS} pieces", found=len(entries))
+    vocab: dict[str, int] = {}
+    scores: list[float] = []
+    for index, entry in enumerate(entries):
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise FormatError(f"model.vocab[{index}] is no [text, score]", where=path, found=short(entry))
+        text, score = entry
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= MAX_SCORE:
+            raise FormatError(f"model.vocab[{index}] has no score", where=path, found=short(score))
+        if vocab.setdefault(text, index) != index:
+            raise FormatError(
+                "two pieces have the same text", where=path, found=f"{short(text)}, ids {vocab[text]} and {index}"
+            )
+        scores.append(float(score))
+    return vocab, tuple(scores)
+
+
+def _unknown_piece(model: dict[str, Any], vocab: dict[str, int], path: Path) -> str:
+    unk_id = expect(model.get("unk_id"), int, path, "model.unk_id")
+    if not 0 <= unk_id < len(vocab):
+        raise FormatError(
+            "model.unk_id is no piece", where=path, expected=f"0 to {len(vocab) - 1}", found=short(unk_id)
+        )
+    return list(vocab)[unk_id]
 
 
 def check_id(token_id: object, place: str, path: Path) -> int:

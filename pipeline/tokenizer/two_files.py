@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UnsupportedError
-from pipeline.tokenizer._json import MAX_JSON_BYTES, optional, read_object, read_optional, read_text
+from pipeline.strict_json import MAX_JSON_BYTES, optional, read_object, read_optional, read_text
 from pipeline.tokenizer.pretokenizers import QWEN2
 from pipeline.tokenizer.tokenizer_json import TokenizerJson, check_id, parse_document, read_decoder
 

@@ -9,11 +9,12 @@ from enum import IntEnum
 from pathlib import Path
 
 from pipeline.errors import FormatError
-from pipeline.tokenizer._json import short
+from pipeline.strict_json import short
+from pipeline.types import KV
 
 BLANK = "\u2581"  # SentencePiece writes a space as this character
-# Larger than any vocabulary (the largest have about 260,000 tokens); keeps a bad id from filling the memory.
-MAX_TOKENS = 1 << 22
+# Larger than any vocabulary (the largest have about 900,000 tokens); keeps a bad id from filling the memory.
+MAX_TOKENS = 1 << 21
 
 
 class TokenType(IntEnum):
@@ -44,7 +45,8 @@ class Vocabulary:
 
     *kind* is for people; *model* and *pre* are GGUF's names, *pre* is not written where *writes_pre* is false.
     *scores* (float32 values) belong to SentencePiece, *merges* ("left right") to BPE.  *add_space_prefix* is None
-    where llama.cpp needs no such key.  *ids* are special ids that the vocabulary file itself names ("bos", "eos" ...).
+    where llama.cpp needs no such key.  *options* are further entries that follow the tokens, *normalizer* those that
+    come last.  *ids* are special ids that the vocabulary file itself names ("bos", "eos" ...).
     """
 
     kind: str
@@ -56,6 +58,8 @@ class Vocabulary:
     merges: tuple[str, ...] | None = None
     add_space_prefix: bool | None = None
     writes_pre: bool = True
+    options: tuple[KV, ...] = ()
+    normalizer: tuple[KV, ...] = ()
     ids: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -95,6 +99,61 @@ def unused_name(token_id: int, taken: set[str]) -> str:
     while name in taken:
         name += "_"
     return name
+
+
+@dataclass
+class Slots:
+    """The tokens of a vocabulary in the making, by id; ids may be missing."""
+
+    texts: dict[int, str]
+    types: dict[int, TokenType]
+
+    def put(self, token_id: int, text: str, kind: TokenType) -> None:
+        """Set one token, over what was there."""
+        self.texts[token_id], self.types[token_id] = text, kind
+
+    def fill(self, n_tokens: int, path: Path) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
+        """Give texts and types of *n_tokens* tokens; ids without a token become unused ones, [PADn].
+
+        Raises:
+            FormatError: if GGUF or llama.cpp cannot hold them; *path* is named.
+        """
+        taken = set(self.texts.values())
+        tokens = tuple(self.texts[i] if i in self.texts else unused_name(i, taken) for i in range(n_tokens))
+        check_texts(tokens, path)
+        return tokens, tuple(self.types.get(i, TokenType.UNUSED) for i in range(n_tokens))
+
+
+def fit(
+    n_vocab: int, added: Sequence[AddedToken], n_rows: int | None, path: Path
+) -> tuple[int, tuple[AddedToken, ...], tuple[str, ...]]:
+    """Decide how many tokens to write, which added tokens are among them, and what to say about the others.
+
+    *n_vocab* is the highest id of the vocabulary proper plus one, *n_rows* the rows of the embedding (None: not known).
+    An added token without a row cannot be used by the model either: it is left out.
+
+    Raises:
+        FormatError: if the vocabulary proper has more tokens than the embedding has rows.
+    """
+    if n_rows is None:
+        return max([n_vocab, *(token.id + 1 for token in added)]), tuple(added), ()
+    if n_vocab > n_rows:
+        raise FormatError(
+            "tokenizer has more tokens than the model has rows for",
+            where=path,
+            expected=f"at most vocab_size {n_rows} of config.json",
+            found=n_vocab,
+            hint="config.json and the tokenizer are not of the same model",
+        )
+    beyond = [f"{token.content} ({token.id})" for token in added if token.id >= n_rows]
+    notes = (f"added tokens beyond the embedding's {n_rows} rows are left out: {few(beyond)}",) if beyond else ()
+    return n_rows, tuple(token for token in added if token.id < n_rows), notes
+
+
+def few(names: Sequence[str], n: int = 5) -> str:
+    """List at most *n* names."""
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more
 
 
 def check_texts(tokens: Sequence[str], path: Path) -> None:

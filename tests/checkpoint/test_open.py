@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import safetensors
 
 from pipeline.checkpoint import open_checkpoint
 from pipeline.errors import FormatError, InputError, UnsupportedError
+from pipeline.types import FileHead
 
 Write = Callable[..., Path]
 INDEX = "model.safetensors.index.json"
@@ -43,6 +45,48 @@ def shards(folder: Path, write: Write) -> Callable[[Any], Path]:
 
 
 GOOD = {"a1": "a.safetensors", "a2": "a.safetensors", "b1": "b.safetensors"}
+
+
+def test_files_that_are_not_there_yet(real: Path, tmp_path: Path) -> None:
+    """With the headers of all weights at hand the checkpoint is the same as with the weights."""
+    for path in real.iterdir():
+        if path.suffix == ".json":
+            shutil.copy(path, tmp_path)
+    heads = {}
+    for path in real.glob("*.safetensors"):
+        data = path.read_bytes()
+        n = 8 + int.from_bytes(data[:8], "little")
+        heads[tmp_path / path.name] = FileHead(data[:n], len(data))
+    here, there = open_checkpoint(real), open_checkpoint(tmp_path, heads)
+    assert list(there.tensors) == list(here.tensors)
+    for name, tensor in there.tensors.items():
+        assert tensor.path == tmp_path / here.tensors[name].path.name
+        assert dataclasses.replace(tensor, path=here.tensors[name].path) == here.tensors[name]
+
+
+def test_some_files_are_there(shards: Callable[[Any], Path], write: Write) -> None:
+    """Files that are there and files whose headers are known go together; without the header one is missing."""
+    folder = shards(GOOD)
+    b = folder / "b.safetensors"
+    heads = {b: FileHead(b.read_bytes(), b.stat().st_size)}
+    b.unlink()
+    assert set(open_checkpoint(folder, heads).tensors) == set(GOOD)
+    (folder / INDEX).unlink()
+    assert set(open_checkpoint(folder, heads).tensors) == set(GOOD)
+    assert set(open_checkpoint(folder).tensors) == {"a1", "a2"}
+
+
+def test_remote_headers_are_checked_as_files_are(folder: Path) -> None:
+    """A header from elsewhere obeys every rule, and the size of its file is the one that was told."""
+    text = json.dumps({"w": _row()}).encode()
+    data = len(text).to_bytes(8, "little") + text
+    path = folder / "model.safetensors"
+    assert open_checkpoint(folder, {path: FileHead(data, len(data) + 1)}).n_bytes == 1
+    for size, message in ((len(data), "w is not whole"), (len(data) + 2, "belong to no tensor")):
+        with pytest.raises(FormatError, match=message):
+            open_checkpoint(folder, {path: FileHead(data, size)})
+    with pytest.raises(FormatError, match="its header is not whole"):
+        open_checkpoint(folder, {path: FileHead(data[:-1], len(data) + 1)})
 
 
 def test_real_checkpoints(real: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -272,3 +273,54 @@ def test_reading_allocates_no_tile(demo: Path) -> None:
         tracemalloc.stop()
     assert out.nbytes > 1_000_000
     assert peak < out.nbytes / 2
+
+
+def test_files_are_waited_for_once(demo: Path) -> None:
+    """Before a file is opened the reader asks whether it is ready, and not again while it is open."""
+    tensors = read_header(demo / "model.safetensors").tensors
+    asked: list[Path] = []
+    with TensorReader(ready=asked.append) as reader:
+        for tensor in list(tensors.values())[:3]:
+            reader.read_bytes(tensor, 0, np.empty(tensor.n_bytes, np.uint8))
+    assert asked == [demo / "model.safetensors"]
+
+
+def test_file_that_never_comes(demo: Path) -> None:
+    """The error of the wait is the error of the read, and the file is not opened."""
+
+    def ready(path: Path) -> None:
+        raise PipelineError("does not come", where=path)
+
+    tensor = next(iter(read_header(demo / "model.safetensors").tensors.values()))
+    with TensorReader(ready=ready) as reader, pytest.raises(PipelineError, match="does not come"):
+        reader.read_bytes(tensor, 0, np.empty(tensor.n_bytes, np.uint8))
+
+
+def test_waiting_holds_up_nobody_else(real: Path, tmp_path: Path) -> None:
+    """While one thread waits for a file, another reads one that is there, and the reader can be closed."""
+    for name in ("here", "late"):
+        shutil.copy(next(real.glob("*.safetensors")), tmp_path / name)
+    here, late = (next(iter(read_header(tmp_path / name).tensors.values())) for name in ("here", "late"))
+    is_waiting, may_go_on = threading.Event(), threading.Event()
+    errors: list[str] = []
+
+    def ready(path: Path) -> None:
+        if path.name == "late":
+            is_waiting.set()
+            assert may_go_on.wait(30)
+
+    def read_late() -> None:
+        try:
+            reader.read_bytes(late, 0, np.empty(late.n_bytes, np.uint8))
+        except PipelineError as error:
+            errors.append(str(error))
+
+    reader = TensorReader(ready=ready)
+    thread = threading.Thread(target=read_late)
+    thread.start()
+    assert is_waiting.wait(30)
+    reader.read_bytes(here, 0, np.empty(here.n_bytes, np.uint8))
+    reader.close()
+    may_go_on.set()
+    thread.join()
+    assert "a closed reader" in errors[0]

@@ -15,7 +15,7 @@ from pipeline import data, quant
 
 pytestmark = pytest.mark.native
 
-RECIPES = [name for name in sorted(quant.recipes()) if name != "F32"]
+RECIPES = sorted(quant.recipes())
 
 
 @pytest.fixture(scope="module")

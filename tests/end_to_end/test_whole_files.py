@@ -14,7 +14,7 @@ from pipeline import quant
 
 pytestmark = pytest.mark.native
 
-RECIPES = [name for name in sorted(quant.recipes()) if name != "F32"]
+RECIPES = sorted(quant.recipes())
 MODELS = ("demo", "llama3", "llama2", "qwen2")
 
 

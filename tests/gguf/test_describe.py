@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.gguf import describe, encode_plan_header, read_gguf
-from pipeline.types import ValueType, array, f32, string, u32
+from pipeline.types import KV, ValueType, array, string, u32
 
 
 def _described(path: Path, plan: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def test_totals(tmp_path: Path, make_plan: Any) -> None:
 def test_it_is_json(tmp_path: Path, make_plan: Any, rich: Any) -> None:
     """Every value type ends as strict JSON: infinities and broken UTF-8 too."""
     odd = string("odd", b"a\xff".decode("utf-8", "surrogateescape"))
-    found = _described(tmp_path / "f.gguf", make_plan((*rich, odd, f32("nan", float("nan")))))
+    found = _described(tmp_path / "f.gguf", make_plan((*rich, odd, KV("nan", ValueType.FLOAT32, float("nan")))))
     again = json.loads(json.dumps(found, allow_nan=False, ensure_ascii=False).encode())
     assert again == found
     assert (found["metadata"]["odd"], found["metadata"]["nan"]) == ("a\ufffd", "nan")

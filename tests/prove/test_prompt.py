@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from datetime import datetime
@@ -114,7 +115,7 @@ def test_a_template_that_takes_too_much_is_stopped(template: str) -> None:
     start = time.monotonic()
     with pytest.raises(ResourceError):
         _render(template, limits=_QUICK)
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 60  # 1 second of its own; the rest is for a busy machine
 
 
 @pytest.mark.parametrize(
@@ -205,12 +206,13 @@ def test_the_child_inherits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _find_child(deadline: float) -> Path:
-    """Wait for the rendering process that has set its limits."""
+    """Wait for the rendering process of ours that has set its limits."""
     while time.monotonic() < deadline:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if (
-                    b"_template_child.py" in (folder / "cmdline").read_bytes()
+                    f"\nPPid:\t{os.getpid()}\n" in (folder / "status").read_text()
+                    and b"_template_child.py" in (folder / "cmdline").read_bytes()
                     and str(512 << 20) in (folder / "limits").read_text()
                 ):
                     return folder

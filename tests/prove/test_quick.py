@@ -1,73 +1,144 @@
-"""The proof `quick`: what it proves, what it says it did not check, and that a damaged publication stops it."""
+"""The proof `quick`: what it proves, what it says it did not check, and that a bad file is never published."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import flow, prove
-from pipeline.errors import ProofError
-from pipeline.store import Name, Store, local_name
-from pipeline.store.manifest import MODEL
+from pipeline.errors import PipelineError, ProofError
+from pipeline.store import Store, hash_file, local_name
+from pipeline.store.manifest import SYSTEM
 from pipeline.types import Check
 
-TOKENS = {"bos_token": "", "eos_token": "<|im_end|>"}
+Item = tuple[str, Path, Any]
 
 
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent_log: Any) -> tuple[Store, list[Name]]:
-    """The demo in a store of its own, unproven."""
-    monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
-    flow.package(flow.Job("demo", ("Q4_0",), proof="none"), silent_log)
-    return Store(tmp_path / "registry"), [local_name("demo:Q4_0")]
+def item(tmp_path: Path, silent_log: Any) -> Item:
+    """The demo in Q4_0, as it is about to be published."""
+    path = tmp_path / "demo.gguf"
+    with flow.prepare("demo", silent_log) as prepared:
+        plan = flow.plans.make_plan(prepared.blueprint, "Q4_0")
+        return "Q4_0", path, flow.write([plan], [path], silent_log)[0]
 
 
-def _run(store: Store, names: Sequence[Name], template: str | None) -> dict[str, Check]:
-    checks = prove.run("quick", store, names, chat_template=template, tokens=TOKENS, log=lambda _line: None)
-    return {check.name: check for check in checks}
+@pytest.fixture
+def prompting(demo: Path) -> prove.Prompting:
+    """How the demo prompts."""
+    return prove.Prompting((demo / "chat_template.jinja").read_text(encoding="utf-8"), "", "<|im_end|>")
+
+
+def _files(item: Item, prompting: prove.Prompting) -> dict[str, Check]:
+    return {check.name: check for check in prove.files("quick", [item], prompting, lambda _line: None)}
 
 
 @pytest.mark.native
-def test_a_good_publication_is_proven(published: tuple[Store, list[Name]], demo: Path, llama: Any) -> None:
-    """Blobs, file, load and prompt are proven, and the runtime is named."""
-    checks = _run(*published, (demo / "chat_template.jinja").read_text(encoding="utf-8"))
+def test_a_good_file_is_proven(item: Item, prompting: prove.Prompting, llama: Any) -> None:
+    """Content, file, load and prompt are proven, and the runtime is named."""
+    checks = _files(item, prompting)
     assert {name: check.state for name, check in checks.items()} == dict.fromkeys(
-        ("Q4_0 blobs", "Q4_0 file", "Q4_0 load", "prompt"), "proven"
+        ("Q4_0 blob", "Q4_0 file", "Q4_0 load", "prompt"), "proven"
     )
     assert llama.version in checks["Q4_0 load"].detail
 
 
 @pytest.mark.native
-def test_another_template_is_a_difference(published: tuple[Store, list[Name]], llama: Any) -> None:
-    """If the file's template renders otherwise than the checkpoint's, the prompt is different."""
+@pytest.mark.parametrize(
+    ("change", "state", "part"),
+    [
+        (
+            {"template": "{% for m in messages %}{{ m.content }}{% endfor %}"},
+            "different",
+            "in ['Hello!'], at character 0: expected 'Hello!', llama.cpp renders '<|im_start|>user",
+        ),
+        ({"template": "{% for m in messages %}{{ m.content"}, "different", "the chat template fails"),
+        (
+            {"template": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"},
+            "different",
+            "the chat template fails",
+        ),
+        ({"template": "{{ raise_exception('no') }}"}, "not checked", "refuses every conversation"),
+        ({"template": None}, "not checked", "has no chat template"),
+        ({"has_go_template": True}, "not checked", "TEMPLATE"),
+    ],
+)
+def test_each_kind_of_prompt_has_its_answer(
+    item: Item, prompting: prove.Prompting, llama: Any, change: dict[str, Any], state: str, part: str
+) -> None:
+    """A template that differs, fails or hangs is a difference; what cannot be compared is not called proven."""
     assert llama
-    check = _run(*published, "{% for m in messages %}{{ m.content }}{% endfor %}")["prompt"]
-    assert check.state == "different"
-    assert "in ['Hello!'], at character 0: expected 'Hello!', llama.cpp renders '<|im_start|>user" in check.detail
+    check = _files(item, dataclasses.replace(prompting, **change))["prompt"]
+    assert check.state == state
+    assert part in check.detail
 
 
-def test_a_flipped_bit_is_a_difference(published: tuple[Store, list[Name]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A blob that is not what its digest says stops the publication."""
-    store, names = published
-    monkeypatch.setenv("GGUF_PIPELINE_LLAMA", "")
-    layer = next(one for one in store.read_manifest(names[0]).layers if one.media_type == MODEL)
-    path = store.blob_path(layer.blob.digest)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+@pytest.mark.native
+def test_a_file_that_does_not_load_is_a_difference(item: Item, prompting: prove.Prompting, llama: Any) -> None:
+    """llama.cpp's refusal becomes a check with the last lines of its log."""
+    assert llama
+    recipe, path, _ = item
+    data = path.read_bytes().replace(b"qwen2.attention.head_count_kv", b"qwen2.attention.head_count_xx")
     path.write_bytes(data)
-    checks = prove.run("quick", store, names, chat_template=None, tokens=TOKENS, log=lambda _line: None)
-    assert {check.name: check.state for check in checks}["Q4_0 blobs"] == "different"
-    with pytest.raises(ProofError, match="Q4_0 blobs"):
-        prove.refuse_differences(names[0], checks)
+    checks = _files((recipe, path, hash_file(path)), prompting)
+    assert checks["Q4_0 load"].state == "different"
+    assert "could not load" in checks["Q4_0 load"].detail
 
 
-def test_no_proof_says_so(published: tuple[Store, list[Name]]) -> None:
+def test_a_flipped_bit_is_a_difference(item: Item, prompting: prove.Prompting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is not what its digest says stops the publication."""
+    monkeypatch.delenv("GGUF_PIPELINE_LLAMA", raising=False)
+    data = bytearray(item[1].read_bytes())
+    data[-1] ^= 1
+    item[1].write_bytes(data)
+    checks = _files(item, dataclasses.replace(prompting, template=None))
+    assert checks["Q4_0 blob"].state == "different"
+    with pytest.raises(ProofError, match="Q4_0 blob"):
+        prove.refuse_differences("demo", list(checks.values()))
+
+
+def test_no_proof_says_so(item: Item, prompting: prove.Prompting) -> None:
     """Without a proof the report has the command that would give one."""
-    store, names = published
-    (check,) = prove.run("none", store, names, chat_template=None, tokens=TOKENS, log=lambda _line: None)
+    (check,) = prove.files("none", [item], prompting, lambda _line: None)
     assert check.state == "not checked"
     assert check.command is not None
-    prove.refuse_differences(names[0], (check,))
+    prove.refuse_differences("demo", (check,))
+
+
+def test_small_layers_are_read_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent_log: Any) -> None:
+    """A layer that changed on the disk is found."""
+    monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
+    overrides = flow.modelfiles.Overrides(system="Be kind.")
+    flow.package(flow.Job("demo", ("Q4_0",), proof="none", overrides=overrides), silent_log)
+    store, name = Store(tmp_path / "registry"), local_name("demo:Q4_0")
+    assert [check.state for check in prove.published(store, [name])] == ["proven"]
+    layer = next(one for one in store.read_manifest(name).layers if one.media_type == SYSTEM)
+    store.blob_path(layer.blob.digest).write_text("Be evil.", encoding="utf-8")
+    assert [check.state for check in prove.published(store, [name])] == ["different"]
+
+
+@pytest.mark.native
+def test_a_bad_model_never_replaces_a_good_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent_log: Any, demo: Path, llama: Any
+) -> None:
+    """When the proof fails, the name still has what it had before, and no file is left over."""
+    assert llama
+    monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
+    flow.package(flow.Job("demo", ("Q4_0",)), silent_log)
+    store = Store(tmp_path / "registry")
+    before = {str(entry.name): entry.digest for entry in store.list()}
+    files = sorted(path.name for path in store.blobs_dir.iterdir())
+    shutil.copytree(demo, tmp_path / "demo")
+    config = json.loads((demo / "config.json").read_text(encoding="utf-8"))
+    config["num_attention_heads"], config["num_key_value_heads"] = 8, 4
+    (tmp_path / "demo" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "demo" / "chat_template.jinja").write_text("{{ messages[0].nothing.at_all }}", encoding="utf-8")
+    with pytest.raises(PipelineError):
+        flow.package(flow.Job(str(tmp_path / "demo"), ("Q4_0",)), silent_log)
+    assert {str(entry.name): entry.digest for entry in store.list()} == before
+    assert sorted(path.name for path in store.blobs_dir.iterdir()) == files

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UsageError
 from pipeline.publish import Release, ReleaseEntry, open_target
 from pipeline.publish._daemon import check_listed
 
@@ -85,3 +86,13 @@ def test_a_proxy_is_not_asked(daemon: Callable[[int, bytes], None], monkeypatch:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed.getsockname()[1]}")
         daemon(200, _tags(**{NAME: DIGEST}))
         assert check_listed({NAME: f"sha256:{DIGEST}"}, Path("/store")).state == "proven"
+
+
+def test_a_second_spelling_is_removed_with_ollamas_own_command(
+    entry: Callable[..., ReleaseEntry], release: Callable[..., Release], tmp_path: Path
+) -> None:
+    """The hint names the program that knows this store."""
+    with open_target("ollama") as target:
+        target.publish(release(entry(tmp_path / "a")), lambda _: None)
+        with pytest.raises(UsageError, match="first: ollama rm localhost:11500/library/demo:Q4_K_M"):
+            target.publish(release(entry(tmp_path / "b", tags=("q4_k_m",))), lambda _: None)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.publish import split_name
+from pipeline.publish import require_name, split_name
 from pipeline.store import Name
 
 
@@ -34,3 +34,30 @@ def test_whatever_is_made_is_valid(text: str) -> None:
     except UsageError:
         return
     assert Name.parse(f"{namespace}/{model}").repository == f"{namespace}/{model}"
+
+
+@pytest.mark.parametrize("text", ["demo", "me/demo", "a_b/my--model.v2_x__y", "library/demo"])
+def test_a_valid_name_is_accepted(text: str) -> None:
+    """A name that can be published as it stands is."""
+    require_name(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("Me/Demo", "try --name me/demo"),
+        ("My Model", "try --name my-model"),
+        ("demo:Q4_K_M", "try --name demo"),
+        ("a.b/c", "try --name a-b/c"),
+        ("a/b/c/d", "try c/d;"),
+        ("localhost:11500/me/demo", "try me/demo; which registry serves it"),
+        ("/demo", "--name library/my-model"),
+        ("demo/", "--name library/my-model"),
+        ("", "--name library/my-model"),
+    ],
+)
+def test_a_persons_name_is_not_changed(text: str, hint: str) -> None:
+    """What is not valid as it stands is refused, with the nearest name that is."""
+    with pytest.raises(UsageError) as caught:
+        require_name(text)
+    assert hint in str(caught.value)

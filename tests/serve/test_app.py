@@ -169,3 +169,21 @@ def test_a_pull_as_ollama_does_it(url: str, store: Store, name: Name) -> None:
         )
         assert hash_bytes(data) == layer.blob
     session.close()
+
+
+@pytest.mark.parametrize("named", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:11500", "[::1]", "[::1]:11500"])
+def test_every_name_of_this_machine_is_answered(url: str, named: str) -> None:
+    """Whatever the port, as it may be forwarded."""
+    assert requests.get(f"{url}/v2/", headers={"Host": named}, timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "named", ["evil.example", "evil.example:11500", "localhost.evil.example", "192.0.2.1", "[2001:db8::1]", "::1", ""]
+)
+def test_another_name_is_refused(url: str, named: str) -> None:
+    """A web page of another site that was made to point here (DNS rebinding) reads nothing."""
+    answer = requests.get(f"{url}/v2/_catalog", headers={"Host": named}, timeout=10)
+    assert answer.status_code == 403
+    (error,) = answer.json()["errors"]
+    assert (error["code"], error["detail"]) == ("DENIED", named)
+    assert "--allow-remote" in error["message"]

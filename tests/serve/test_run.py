@@ -26,7 +26,7 @@ print("ended", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly(repository: Path, store: Store, number: signal.Signals) -> None:
     """It says where it answers once it does, and a signal ends it without an error, a slow download or not."""
     command = [sys.executable, "-c", _SERVE, str(store.root)]
@@ -48,8 +48,42 @@ def test_a_signal_ends_it_cleanly(repository: Path, store: Store, number: signal
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])  # noqa: S104  # refused
 def test_other_machines_are_kept_out(store: Store, host: str) -> None:
     """An address that others can reach needs a word from the user."""
-    with pytest.raises(UsageError, match="no password"):
+    with pytest.raises(UsageError, match=r"(?s)no password.*--allow-remote"):
         serve(store, host, 0, pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "named", "status"),
+    [
+        ("[::1]", "", "localhost", 200),
+        ("::1", "", "evil.example", 403),
+        ("127.0.0.1", "", "evil.example", 403),
+        ("127.0.0.1", "allow_remote=True", "models.example", 200),
+    ],
+)
+def test_hosts(repository: Path, store: Store, host: str, more: str, named: str, status: int) -> None:
+    """IPv6's own loopback is served too, with brackets or without; other names need --allow-remote."""
+    if ":" in host and not _has_ipv6():
+        pytest.skip("this machine has no ::1")
+    code = _SERVE.replace('"localhost", 0, ', f"{host!r}, 0, {more}, ".replace(", , ", ", "))
+    code = code.replace("allow_remote=True, lambda", "allow_remote=True, on_ready=lambda")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(store.root)], cwd=repository, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address.startswith("[::1]:" if ":" in host else "127.0.0.1:")
+        answer = requests.get(f"http://{address}/v2/", headers={"Host": named}, timeout=10)
+        process.terminate()
+    assert answer.status_code == status
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 def test_a_port_in_use(store: Store) -> None:

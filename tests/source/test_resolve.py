@@ -29,7 +29,7 @@ def _checkpoint(folder: Path) -> Path:
 
 def test_demo_needs_nothing(demo: Path) -> None:
     """The alias of the built-in demo is its folder, without network."""
-    assert resolve("demo") == Source("demo", demo, alias="demo")
+    assert resolve("demo") == Source("demo", demo, alias="demo", family="chatml")
 
 
 def test_paths(here: Path) -> None:

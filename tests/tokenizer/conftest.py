@@ -61,25 +61,53 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture(scope="session")
-def llama_ids(
-    llama: LlamaInstall, oracle: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Ids]:
-    """Cut a text with llama.cpp: `llama_ids(metadata, text, parse_special)` gives the ids, by default without BOS."""
-    library = oracle("libllama").LibLlama(llama.library("llama"))
-    folder = tmp_path_factory.mktemp("vocabulary")
-    written: dict[int, tuple[tuple[KV, ...], Path]] = {}
+class Vocabularies:
+    """llama.cpp over vocabularies that are written as they are asked for."""
 
-    def ids(metadata: tuple[KV, ...], text: str, parse_special: bool, add_special: bool = False) -> list[int]:
-        if id(metadata) not in written:
-            path = folder / f"{len(written)}.gguf"
+    def __init__(self, library: Any, folder: Path) -> None:
+        self._library = library
+        self._folder = folder
+        self._written: dict[int, tuple[tuple[KV, ...], Path]] = {}
+
+    def path(self, metadata: tuple[KV, ...]) -> Path:
+        """Give a GGUF file with *metadata* and no tensor."""
+        if id(metadata) not in self._written:
+            path = self._folder / f"{len(self._written)}.gguf"
             _write_vocabulary(path, metadata)
-            written[id(metadata)] = (metadata, path)
-        found: list[int] = library.tokenize(written[id(metadata)][1], text, add_special, parse_special)
+            self._written[id(metadata)] = (metadata, path)
+        return self._written[id(metadata)][1]
+
+    def ids(self, metadata: tuple[KV, ...], text: str, parse_special: bool, add_special: bool = False) -> list[int]:
+        """Cut a text; without BOS and EOS unless *add_special*."""
+        found: list[int] = self._library.tokenize(self.path(metadata), text, add_special, parse_special)
         return found
 
-    yield ids
+    def text(self, metadata: tuple[KV, ...], ids: list[int]) -> bytes:
+        """Write ids back, without special tokens."""
+        found: bytes = self._library.detokenize(self.path(metadata), ids)
+        return found
+
+
+@pytest.fixture(scope="session")
+def vocabularies(
+    llama: LlamaInstall, oracle: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Vocabularies]:
+    """llama.cpp over vocabularies."""
+    library = oracle("libllama").LibLlama(llama.library("llama"))
+    yield Vocabularies(library, tmp_path_factory.mktemp("vocabulary"))
     library.close()
+
+
+@pytest.fixture(scope="session")
+def llama_ids(vocabularies: Vocabularies) -> Ids:
+    """Cut a text with llama.cpp: `llama_ids(metadata, text, parse_special)` gives the ids, by default without BOS."""
+    return vocabularies.ids
+
+
+@pytest.fixture(scope="session")
+def llama_text(vocabularies: Vocabularies) -> Callable[..., bytes]:
+    """Write ids back with llama.cpp: `llama_text(metadata, ids)`."""
+    return vocabularies.text
 
 
 def _write_vocabulary(path: Path, metadata: tuple[KV, ...]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import FormatError, InputError, UnsupportedError
 from pipeline.tokenizer import read_tokenizer
-from pipeline.tokenizer.sentencepiece import read_model
+from pipeline.tokenizer.sentencepiece_model import read_model
 from pipeline.tokenizer.vocabulary import TokenType
 
 
@@ -101,9 +101,9 @@ def test_no_space_prefix_is_said(write: Callable[[bytes], Path]) -> None:
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (_model(trainer=_field(3, 1)), "unigram"),
-        (_model(trainer=b""), "unigram"),
+        (_model(trainer=_field(3, 3)), "word"),
         (_model(trainer=_field(3, 4)), "char"),
+        (_model(trainer=_field(3, 77)), "unknown"),
         (_model(trainer=TRAINER + _field(24, 1)), "treat_whitespace_as_suffix"),
         (_model(normalizer=NORMALIZER + _field(2, b"map")), "precompiled_charsmap"),
         (_model(normalizer=_field(3, 1)), "remove_extra_whitespaces"),
@@ -112,7 +112,7 @@ def test_no_space_prefix_is_said(write: Callable[[bytes], Path]) -> None:
     ],
 )
 def test_what_llama_cpp_does_not_follow_is_refused(write: Callable[[bytes], Path], data: bytes, what: str) -> None:
-    """Unigram, character maps and blanks of another kind have no place in GGUF's llama tokenizer."""
+    """Character maps and blanks of another kind have no place in GGUF's llama tokenizer."""
     with pytest.raises(UnsupportedError, match=what):
         read_model(write(data))
 
@@ -169,7 +169,7 @@ def test_added_tokens_beyond_the_embedding_are_left_out(fixtures: Path, tmp_path
     assert tokenizer.n_tokens == 448
     assert "<image> (448)" in tokenizer.notes[0]
     assert read_tokenizer(tmp_path, {}).n_tokens == 449
-    with pytest.raises(FormatError, match="more pieces"):
+    with pytest.raises(FormatError, match="more tokens"):
         read_tokenizer(tmp_path, {"vocab_size": 447})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -13,11 +12,6 @@ import pytest
 
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.tokenizer import Tokenizer, read_tokenizer
-
-# Keys that are meant to differ from the official converter's, with the reason.  None do for these three.
-DELIBERATE: dict[str, dict[str, str]] = {"llama3": {}, "llama2": {}, "qwen2": {}}
-
-_ITEMS = {"tokens": "STRING", "scores": "FLOAT32", "token_type": "INT32", "merges": "STRING"}
 
 
 def _read(folder: Path) -> Tokenizer:
@@ -35,23 +29,6 @@ def _keys(tokenizer: Tokenizer) -> dict[str, tuple[list[str], Any]]:
 
 def _value(tokenizer: Tokenizer, name: str) -> Any:
     return next((kv.value for kv in tokenizer.metadata if kv.key == f"tokenizer.{name}"), None)
-
-
-@pytest.mark.parametrize("name", sorted(DELIBERATE))
-def test_keys_equal_the_official_converters(fixtures: Path, name: str) -> None:
-    """Every tokenizer.* key has the official converter's type and value, and the same order."""
-    folder = fixtures / "arch" / name
-    metadata = json.loads((folder / "official.json").read_text("utf-8"))["metadata"]
-    official = {key: (entry["type"], entry["value"]) for key, entry in metadata.items() if key.startswith("tokenizer.")}
-    with gzip.open(folder / "official_vocab.json.gz", "rt", encoding="utf-8") as file:
-        for key, values in json.load(file).items():
-            official[key] = (["ARRAY", _ITEMS[key.rsplit(".", 1)[1]]], values)
-    tokenizer = _read(folder)
-    ours = _keys(tokenizer)
-    meant = set(DELIBERATE[name])
-    assert {k: v for k, v in ours.items() if k not in meant} == {k: v for k, v in official.items() if k not in meant}
-    in_file = [key for key in metadata if key in ours]
-    assert [kv.key for kv in tokenizer.metadata if kv.key in metadata] == in_file
 
 
 def test_the_demo_is_read(demo: Path) -> None:
@@ -76,9 +53,9 @@ def test_ids_without_a_token_are_filled(checkpoint: Callable[..., Path], documen
 def test_more_tokens_than_rows_is_an_error(checkpoint: Callable[..., Path], document: dict[str, Any]) -> None:
     """A vocabulary that does not fit the embedding is refused, with both numbers."""
     with pytest.raises(FormatError, match="more tokens") as error:
-        read_tokenizer(checkpoint(tokenizer=document), {"vocab_size": 5})
-    assert "vocab_size 5" in str(error.value)
-    assert "id 5" in str(error.value)
+        read_tokenizer(checkpoint(tokenizer=document), {"vocab_size": 4})
+    assert "vocab_size 4" in str(error.value)
+    assert "found:    5" in str(error.value)
 
 
 @pytest.mark.parametrize("size", [0, -1, 1 << 40, "384", True])
@@ -94,11 +71,11 @@ def test_no_tokenizer_is_an_error(tmp_path: Path) -> None:
         read_tokenizer(tmp_path, {})
 
 
-@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel", "Other"])
-def test_other_models_are_refused(checkpoint: Callable[..., Path], document: dict[str, Any], kind: str) -> None:
-    """What is not BPE is refused by name."""
+@pytest.mark.parametrize("kind", ["WordLevel", "Other", None, 5, ["BPE"]])
+def test_other_models_are_refused(checkpoint: Callable[..., Path], document: dict[str, Any], kind: object) -> None:
+    """What llama.cpp has no model for is refused by name."""
     document["model"]["type"] = kind
-    with pytest.raises(UnsupportedError, match=kind):
+    with pytest.raises(UnsupportedError, match="model is not supported"):
         read_tokenizer(checkpoint(tokenizer=document), {})
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import FormatError, InputError, UnsupportedError
+from pipeline.strict_json import MAX_DEPTH
 from pipeline.tokenizer import read_tokenizer
-from pipeline.tokenizer._json import MAX_DEPTH
 from pipeline.tokenizer.bpe import ignore_merges_is_idle
 from pipeline.tokenizer.tokenizer_json import parse_document
 from pipeline.tokenizer.vocabulary import MAX_TOKENS
@@ -82,14 +82,14 @@ def test_bpe_that_llama_cpp_lacks_is_refused(document: dict[str, Any], key: str,
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        (b"", "not valid JSON"),
-        (b"[]", "wrong type"),
+        (b"", "is not JSON"),
+        (b"[]", "is not an object"),
         (b'{"model": {"vocab": {"a": 0, "a": 1}}}', "twice"),
         (b'{"a": NaN}', "NaN"),
         (b'{"a": "\xff"}', "UTF-8"),
-        (b'{"a": ' + b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1) + b"}", "nests too deep"),
-        (b'{"a": ' + b"[" * 200_000 + b"}", "not valid JSON"),
-        (b'{"a": ' + b"1" * 5000 + b"}", "not valid JSON"),
+        (b'{"a": ' + b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1) + b"}", "nested too deep"),
+        (b'{"a": ' + b"[" * 200_000 + b"}", "nested too deep"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "a number of 5,000 characters"),
     ],
 )
 def test_bad_json_is_a_format_error(tmp_path: Path, text: bytes, what: str) -> None:
