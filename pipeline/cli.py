@@ -20,7 +20,7 @@ from pipeline.errors import AccessError, PipelineError
 
 _SAME_WISH_S = 1.0  # a terminal that closes may send SIGHUP twice
 _EPILOG = """\b
-MODEL is an alias (see `models`), org/name[@revision] on the Hugging Face Hub, or a folder.
+MODEL is an alias (see `models`), org/name[@revision] on the Hugging Face Hub, a folder, or a .gguf file.
 Exit codes: 0 done, 2 wrong usage, 3 bad or unsupported input, 4 source or target unreachable or refused,
             5 not enough disk or memory, 1 anything else; 128 + N after signal N (ctrl-C: 130)."""
 

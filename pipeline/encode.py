@@ -20,7 +20,7 @@ import numpy as np
 from pipeline import quant
 from pipeline.checkpoint import TensorReader
 from pipeline.errors import FormatError
-from pipeline.gguf import GgufWriter
+from pipeline.gguf import GgufWriter, tensor_bytes
 from pipeline.machine import usable_cores
 from pipeline.measure import ErrorMeter, Sums, keeps_values
 from pipeline.quant import SCRATCH_BYTES
@@ -124,7 +124,7 @@ def encode(
                 if tile.stop == tensor.n_rows:
                     writer.end()
                 if meter and (sums := encoded.sums[output]):
-                    meter.add(output, tensor, sums)
+                    meter.add(outputs[output].plan.recipe, tensor, sums)
             done += (tile.stop - tile.first) * tile.tensors[0].n_cols
             if progress:
                 progress(done, total)
@@ -158,13 +158,13 @@ def memory_bytes(plans: Sequence[Plan], threads: int) -> int:
         kinds = {tensor.type for tensor in tensors} - {dtype}
         raw = max(raw, _bytes_of(dtype, n))
         made = max(made, sum(_bytes_of(kind, n) for kind in kinds) + 4 * n if kinds else 0)
-        scratch = SCRATCH_BYTES if any(quant.get(kind).block_size > 1 for kind in kinds) else scratch
+        scratch = SCRATCH_BYTES if kinds - {"F32", "F16", "BF16"} else scratch
     # Beside its tile a worker has the tile's bits, checked for NaN, and the scratch memory of the kernels.
     return (threads + 2) * (raw + made) + threads * (2 * raw + scratch)
 
 
 def _bytes_of(kind: str, n: int) -> int:
-    return quant.get(kind).type_size * n // quant.get(kind).block_size
+    return tensor_bytes(kind, (n,))
 
 
 def _tiles(planned: Iterable[tuple[PlannedTensor, ...]]) -> Iterator[_Tile]:
@@ -212,9 +212,10 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch, meter: Er
     view = tensor.view
     assert view is not None  # noqa: S101  only hand-made plans, for headers, have none
     n_rows = tile.stop - tile.first
-    raw = scratch.bytes("raw", n_rows, quant.get(view.dtype).row_bytes(tensor.n_cols))
+    raw = scratch.bytes("raw", n_rows, tensor_bytes(view.dtype, (tensor.n_cols,)))
     view.read(reader, np.arange(tile.first, tile.stop, dtype=np.int64), slice(None), raw)
-    _check_finite(raw, view, tensor, tile.first)
+    if view.dtype in _NOT_FINITE:
+        _check_finite(raw, view.dtype, view, tensor, tile.first)
     floats: np.ndarray | None = None
     made = {view.dtype: raw}
     sums: dict[str, Sums] = {}
@@ -223,7 +224,7 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch, meter: Er
             continue
         if floats is None:
             floats = scratch.floats(n_rows, tensor.n_cols)
-            reader.decode(view.dtype, raw, floats)
+            _decode(reader, raw, floats, view, tensor, tile.first)
         kind = quant.get(planned.type)
         part = scratch.bytes(planned.type, n_rows, kind.row_bytes(tensor.n_cols))
         kind.quantize_rows(floats, part)
@@ -235,9 +236,20 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch, meter: Er
     return _Encoded([made[t.type] for t in tile.tensors], [sums.get(t.type) for t in tile.tensors])
 
 
-def _check_finite(raw: np.ndarray, view: View, tensor: PlannedTensor, first_row: int) -> None:
+def _decode(
+    reader: TensorReader, raw: np.ndarray, floats: np.ndarray, view: View, tensor: PlannedTensor, first_row: int
+) -> None:
+    """Give the float32 values of a tile; of a quantized one (requantizing) they are checked here."""
+    if view.dtype in _NOT_FINITE:
+        reader.decode(view.dtype, raw, floats)
+        return
+    quant.get(view.dtype).dequantize_rows(raw, floats)
+    _check_finite(floats.view(np.uint8), "F32", view, tensor, first_row)
+
+
+def _check_finite(raw: np.ndarray, dtype: str, view: View, tensor: PlannedTensor, first_row: int) -> None:
     """Refuse NaN and Inf by their exponent bits, before decoding."""
-    unsigned, mask, limit = _NOT_FINITE[view.dtype]
+    unsigned, mask, limit = _NOT_FINITE[dtype]
     bits = raw.view(unsigned)
     magnitude = bits & unsigned(mask)
     if int(magnitude.max(initial=0)) >= limit:

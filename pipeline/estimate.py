@@ -15,8 +15,10 @@ from functools import cache
 import numpy as np
 
 from pipeline import machine, quant
+from pipeline.blueprint import PRECISIONS
 from pipeline.checkpoint.reader import decode_rows
 from pipeline.encode import memory_bytes
+from pipeline.gguf import tensor_bytes
 from pipeline.types import Plan
 
 _ROWS, _COLUMNS = 129, 2048  # as many blocks as a kernel takes at once
@@ -33,12 +35,13 @@ def seconds_to_write(plans: Sequence[Plan], threads: int = 0) -> float:
     *threads* workers (0: one for each core) encode; one thread writes and hashes.
     """
     cores = threads or machine.usable_cores()
+    plans = [plan for plan in plans if not plan.verbatim] or plans[:1]
     encoding = sum(seconds * n for (dtype, kind), n in _work(plans).items() if (seconds := _encoding(dtype, kind)))
     sources = Counter[str]()
     for tensor in plans[0].tensors:
         if tensor.view:
             sources[tensor.view.dtype] += tensor.n_rows * tensor.n_cols
-    reading = sum(n * quant.get(dtype).type_size / quant.get(dtype).block_size for dtype, n in sources.items()) * _OTHER
+    reading = sum(tensor_bytes(dtype, (n,)) for dtype, n in sources.items()) * _OTHER
     writing = sum(plan.file_bytes for plan in plans) * _hashing()
     return max((encoding + reading + writing) / min(cores, machine.usable_cores()), writing)
 
@@ -69,7 +72,10 @@ def _encoding(dtype: str, kind: str) -> float:
     encoded = np.empty((_ROWS, quant.get(kind).row_bytes(_COLUMNS)), np.uint8)
 
     def work() -> None:
-        decode_rows(dtype, raw, values)
+        if dtype in PRECISIONS:
+            decode_rows(dtype, raw, values)
+        else:
+            quant.get(dtype).dequantize_rows(raw, values)
         quant.get(kind).quantize_rows(values, encoded)
 
     return _measure(work) / values.size

@@ -7,28 +7,31 @@ alone.  Each stage lives in its own package; this file only joins them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline import arch as archs
+from pipeline import blueprint as blueprints
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
-from pipeline import prove, publish
+from pipeline import prove, publish, republish
 from pipeline import report as reports
-from pipeline.checkpoint import Checkpoint, TensorReader, open_checkpoint
+from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
-from pipeline.gguf import read_gguf
+from pipeline.gguf import copy_file, read_gguf
 from pipeline.measure import LEVELS, ErrorMeter
-from pipeline.provenance import SourceFile, SourceHashes, files_of
+from pipeline.provenance import SourceFile, SourceHashes, files_of, weights_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
-from pipeline.source import OpenSource, Weights, open_source
+from pipeline.source import OpenSource, Weights, aliases, open_source
 from pipeline.tokenizer import Tokenizer, read_tokenizer
-from pipeline.types import Blob, Check, Modelfile, Plan, PlannedTensor, Source
+from pipeline.types import Blob, Check, Modelfile, Plan, Source, SourceTensor
+
+DEFAULT_QUANT = "Q4_K_M"
 
 
 class Log(Protocol):
@@ -48,9 +51,10 @@ class Log(Protocol):
 class Job:
     """What to publish, and where.
 
-    *quants* are recipe names, the first is also tagged "latest".  *name* is "model" or "namespace/model"; without it
-    the alias or the repository names the model.  *errors* says which rows are compared with the source (a name in
-    measure.LEVELS).
+    *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
+    its alias says.  *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
+    merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
+    says which rows are compared with the source (a name in measure.LEVELS).
     """
 
     model: str
@@ -62,17 +66,24 @@ class Job:
     with_template: bool = False
     templates: Path | None = None
     overrides: modelfiles.Overrides = field(default_factory=modelfiles.Overrides)
+    requantize: bool = False
+    adapter: Path | None = None
     errors: str = "sample"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model whose headers are read: everything but the weights, which may still be on their way."""
+    """A model whose headers are read: everything but the weights, which may still be on their way.
+
+    *tensors* are those of the checkpoint, by name; none where the model is a GGUF.
+    """
 
     opened: OpenSource
-    checkpoint: Checkpoint
     tokenizer: Tokenizer
-    blueprint: plans.Blueprint
+    blueprint: blueprints.Blueprint
+    generation_config: Mapping[str, Any]
+    licenses: tuple[str, ...]
+    tensors: Mapping[str, SourceTensor] = field(default_factory=dict)
 
     @property
     def source(self) -> Source:
@@ -89,7 +100,11 @@ def package(job: Job, log: Log) -> Report:
     clock = reports.Stopwatch()
     check_job(job)
     meter = ErrorMeter(every) if (every := LEVELS[job.errors]) else None
-    with publish.open_target(job.target) as target, prepare(job.model, log, "stream") as prepared:
+    with (
+        publish.open_target(job.target) as target,
+        prepare(job.model, log, "stream", requantize=job.requantize, adapter=job.adapter) as prepared,
+    ):
+        job = replace(job, quants=choose_quants(job.quants, prepared))
         planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
         modelfile = make_modelfile(prepared, job)
         target.check(*model_name(job, prepared), job.quants)
@@ -127,8 +142,10 @@ def check_job(job: Job) -> None:
 
 
 @contextmanager
-def prepare(model: str, log: Log, weights: Weights = "none") -> Iterator[Prepared]:
-    """Find a model and read all its headers.
+def prepare(
+    model: str, log: Log, weights: Weights = "none", *, requantize: bool = False, adapter: Path | None = None
+) -> Iterator[Prepared]:
+    """Find a model and read all its headers, and those of the *adapter* to merge into it.
 
     *weights* are downloaded not at all, or, with "stream", while the caller works.
     """
@@ -137,41 +154,73 @@ def prepare(model: str, log: Log, weights: Weights = "none") -> Iterator[Prepare
             # Streamed weights arrive long after this bar is gone.
             show = None if weights == "stream" else lambda _file, done, total: progress(done, total or 0)
             opened = stack.enter_context(open_source(model, weights=weights, log=log.note, progress=show))
-            checkpoint = open_checkpoint(opened.source.folder, opened.remote_headers)
-            config = archs.match(checkpoint.config).config(checkpoint.config)
-            tokenizer = read_tokenizer(opened.source.folder, config.raw)
-            blueprint = plans.from_checkpoint(checkpoint, tokenizer, opened.source)
-        for note in blueprint.notes:
+            if opened.source.gguf and adapter:
+                raise UsageError("an adapter is merged into a checkpoint, not into a GGUF", where=adapter, found=model)
+            prepared = _prepare_gguf(opened, requantize) if opened.source.gguf else _prepare_checkpoint(opened, adapter)
+        for note in prepared.blueprint.notes:
             log.note(note)
-        yield Prepared(opened, checkpoint, tokenizer, blueprint)
+        yield prepared
 
 
-def convert(model: str, path: Path, dtype: str, log: Log, threads: int = 0) -> tuple[Plan, Blob]:
+def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
+    source = opened.source
+    checkpoint = open_checkpoint(source.folder, opened.remote_headers)
+    if adapter:
+        adapter = adapter.resolve()
+        checkpoint = merge_adapter(checkpoint, adapter, source.repository or source.name)
+        source = replace(source, name=f"{source.name}-{adapter.name}", adapter=adapter)
+    config = archs.match(checkpoint.config).config(checkpoint.config)
+    tokenizer = read_tokenizer(source.folder, config.raw)
+    blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
+    opened = replace(opened, source=source)
+    return Prepared(
+        opened, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses(), checkpoint.tensors
+    )
+
+
+def _prepare_gguf(opened: OpenSource, requantize: bool) -> Prepared:
+    assert opened.source.gguf is not None  # noqa: S101  the caller looked
+    model = republish.read_gguf_model(opened.source.gguf, requantize=requantize)
+    return Prepared(opened, model.tokenizer, model.blueprint, model.generation_config, model.licenses)
+
+
+def choose_quants(quants: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
+    """Give *quants*, or where nobody said any: the type that a GGUF has, else what the alias names."""
+    if quants:
+        return quants
+    if prepared.blueprint.finished:
+        return (prepared.blueprint.finished.recipe,)
+    row = aliases.load().get(prepared.source.alias or "")
+    return (row.quant if row else DEFAULT_QUANT,)
+
+
+def convert(
+    model: str, path: Path, dtype: str, log: Log, threads: int = 0, *, adapter: Path | None = None
+) -> tuple[Plan, Blob]:
     """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
-    with prepare(model, log, "stream") as prepared:
+    with prepare(model, log, "stream", adapter=adapter) as prepared:
+        if prepared.source.gguf:
+            raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
         plan = plans.make_plan(prepared.blueprint, dtype)
         return plan, write([plan], [path], log, threads, prepared.opened)[0]
 
 
-def quantize(gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0) -> tuple[Plan, Blob]:
-    """Write *gguf*, which is unquantized, again at *path* as *recipe* says."""
+def quantize(
+    gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0, *, requantize: bool = False
+) -> tuple[Plan, Blob]:
+    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says."""
     if path.exists() and path.samefile(gguf):
         raise UsageError("the output would replace the input", where=path, hint="give another name with -o")
-    plan = plans.make_plan(plans.from_gguf(read_gguf(gguf)), recipe)
+    plan = plans.make_plan(blueprints.from_gguf(read_gguf(gguf), requantize=requantize), recipe)
     return plan, write([plan], [path], log, threads)[0]
-
-
-def weights_of(tensors: Sequence[PlannedTensor]) -> tuple[Path, ...]:
-    """List the files that *tensors* are read from, in the order in which they are needed."""
-    sources = (source for tensor in tensors if tensor.view for source in tensor.view.sources)
-    return tuple(dict.fromkeys(source.path for source in sources))
 
 
 def hashed(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:
     """Make what hashes the files that *planned* are made of, while they are written."""
-    folder, weights = prepared.source.folder, weights_of(planned[0].tensors)
+    source, weights = prepared.source, weights_of(planned[0].tensors)
     prepared.opened.prefer(weights)
-    return SourceHashes(folder, files_of(folder, weights), prepared.opened.wait)
+    folders = () if source.gguf else (source.folder, source.adapter) if source.adapter else (source.folder,)
+    return SourceHashes(source.folder, files_of(folders, weights), prepared.opened.wait)
 
 
 def write(
@@ -182,15 +231,29 @@ def write(
     opened: OpenSource | None = None,
     meter: ErrorMeter | None = None,
 ) -> list[Blob]:
-    """Read every source tensor once and write all planned files; *meter* measures their errors.
+    """Read every source tensor once and write all planned files; copy those that exist already.
 
-    Weights of *opened* may still be on their way.
+    Weights of *opened* may still be on their way; *meter* measures the errors of what is encoded.
     """
     check_disk(planned, paths)
-    names = ", ".join(plan.recipe for plan in planned)
+    written: dict[Path, Blob] = {}
     outputs = [Output(plan, path) for plan, path in zip(planned, paths, strict=True)]
+    for out in outputs:
+        if out.plan.verbatim:
+            with log.bar(f"copying {out.plan.verbatim.name}") as progress:
+                written[out.path] = copy_file(out.plan.verbatim, out.path, out.plan.file_bytes, progress)
+    rest = [out for out in outputs if out.path not in written]
+    if rest:
+        written |= {out.path: blob for out, blob in zip(rest, _encode(rest, log, threads, opened, meter), strict=True)}
+    return [written[path] for path in paths]
+
+
+def _encode(
+    outputs: Sequence[Output], log: Log, threads: int, opened: OpenSource | None, meter: ErrorMeter | None
+) -> list[Blob]:
     if opened is not None:
-        opened.prefer(weights_of(planned[0].tensors))
+        opened.prefer(weights_of(outputs[0].plan.tensors))
+    names = ", ".join(out.plan.recipe for out in outputs)
     with TensorReader(ready=opened.wait if opened else None) as reader, log.bar(f"writing {names}") as progress:
         stop = opened.stop if opened else None
         return encode(outputs, reader, threads=threads, progress=progress, on_error=stop, meter=meter)
@@ -222,9 +285,9 @@ def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
     tokenizer = prepared.tokenizer
     return modelfiles.make_modelfile(
         chat_template=tokenizer.chat_template,
-        generation_config=prepared.checkpoint.generation_config,
+        generation_config=prepared.generation_config,
         eos_texts=tokenizer.eos_texts,
-        licenses=prepared.checkpoint.licenses(),
+        licenses=prepared.licenses,
         overrides=job.overrides,
         with_template=job.with_template,
         families=modelfiles.families(job.templates),
@@ -234,14 +297,20 @@ def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
 
 def modelfile_text(job: Job, log: Log) -> str:
     """Give the text of the Modelfile for a model; its FROM names the GGUF that `convert` or `publish` would write."""
-    with prepare(job.model, log) as prepared:
-        name = model_name(job, prepared)[1]
-        return modelfiles.render_text(make_modelfile(prepared, job), f"./{name}-{job.quants[0]}.gguf", job.templates)
+    with prepare(job.model, log, adapter=job.adapter) as prepared:
+        finished, quant = prepared.blueprint.finished, choose_quants(job.quants, prepared)[0]
+        is_there = finished is not None and finished.recipe == quant
+        from_ = str(finished.path) if finished and is_there else f"./{model_name(job, prepared)[1]}-{quant}.gguf"
+        return modelfiles.render_text(make_modelfile(prepared, job), from_, job.templates)
 
 
 def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:
-    """Give the namespace and the name to publish under: the user's, else the alias or the repository's name."""
-    return publish.split_name(job.name or prepared.source.alias or prepared.source.name)
+    """Give the namespace and the name to publish under: the user's, else the alias or the repository's name.
+
+    A model with an adapter merged into it is another model, so the alias is not its name.
+    """
+    source = prepared.source
+    return publish.split_name(job.name or (None if source.adapter else source.alias) or source.name)
 
 
 def make_release(
@@ -304,15 +373,8 @@ def make_report(
     """Say what was made of what, and what was proven."""
     digests = {name.tag: (str(name), digest) for name, digest in zip(published.names, published.digests, strict=True)}
     files = tuple(
-        reports.PublishedFile(
-            *digests[plan.recipe],
-            plan.recipe,
-            blob.digest,
-            blob.size,
-            reports.count_types(plan),
-            reports.describe_tensors(plan, meter.errors(number, plan.tensors) if meter else None),
-        )
-        for number, (plan, blob) in enumerate(zip(planned, blobs, strict=True))
+        reports.describe_file(*digests[plan.recipe], plan, blob, meter.errors(plan) if meter else None)
+        for plan, blob in zip(planned, blobs, strict=True)
     )
     return Report(
         model=job.model,

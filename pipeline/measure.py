@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from pipeline import quant
-from pipeline.types import PlannedTensor
+from pipeline.types import Plan, PlannedTensor
 
 # Measuring every row costs 6 to 10 ns a weight, more than all else of Q8_0; one row of 32 costs 0.2 to 0.4.
 SAMPLE = 32
@@ -172,7 +171,7 @@ class ErrorMeter:
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self._sums: dict[tuple[int, str], Sums] = {}
+        self._sums: dict[tuple[str, str], Sums] = {}
 
     def measure(self, tensor: PlannedTensor, values: np.ndarray, encoded: np.ndarray, first: int) -> Sums:
         """Measure the sampled rows of a tile whose first row is row *first* of *tensor*."""
@@ -180,16 +179,16 @@ class ErrorMeter:
         rows = sampled_rows(first, first + len(values), every)
         return measure_rows(quant.get(tensor.type), values, encoded, rows - first)
 
-    def add(self, output: int, tensor: PlannedTensor, sums: Sums) -> None:
-        """Count *sums* to *tensor* of the *output*-th file."""
-        at = (output, tensor.name)
+    def add(self, recipe: str, tensor: PlannedTensor, sums: Sums) -> None:
+        """Count *sums* to *tensor* of the file of *recipe*."""
+        at = (recipe, tensor.name)
         self._sums[at] = self._sums.get(at, Sums()) + sums
 
-    def errors(self, output: int, tensors: Sequence[PlannedTensor]) -> tuple[TensorError, ...]:
-        """Return the error of each of *tensors* of the *output*-th file."""
-        return tuple(self._error(output, tensor) for tensor in tensors)
+    def errors(self, plan: Plan) -> tuple[TensorError, ...]:
+        """Return the error of each tensor of *plan*, in its order."""
+        return tuple(self._error(plan.recipe, tensor) for tensor in plan.tensors)
 
-    def _error(self, output: int, tensor: PlannedTensor) -> TensorError:
+    def _error(self, recipe: str, tensor: PlannedTensor) -> TensorError:
         if tensor.view is not None and keeps_values(tensor.view.dtype, tensor.type):
             return replace(EXACT, n_rows=tensor.n_rows)
-        return error_of(self._sums.get((output, tensor.name), Sums()))
+        return error_of(self._sums.get((recipe, tensor.name), Sums()))

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import machine
+from pipeline.blueprint import Blueprint
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
 from pipeline.flow import Prepared
 from pipeline.kv_cache import kv_cache_bytes
-from pipeline.plan import Blueprint, make_plan
+from pipeline.plan import make_plan
 from pipeline.store import local_store_root
 from pipeline.types import Plan
 
@@ -93,7 +94,7 @@ def problems(described: Sequence[dict[str, Any]]) -> tuple[PipelineError, ...]:
 def _dropped(prepared: Prepared, plan: Plan) -> dict[str, Any]:
     """Tell which tensors of the checkpoint go into no tensor of the file; notes say where that loses something."""
     used = {source.name for tensor in plan.tensors if tensor.view for source in tensor.view.sources}
-    left = [tensor for name, tensor in prepared.checkpoint.tensors.items() if name not in used]
+    left = [tensor for name, tensor in prepared.tensors.items() if name not in used]
     return {
         "tensors": len(left),
         "bytes": sum(tensor.n_bytes for tensor in left),

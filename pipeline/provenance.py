@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.errors import InputError
+from pipeline.types import PlannedTensor
 
 # What a GGUF is made of beside the weights, in the folder of a checkpoint.
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "additional_chat_templates/*.jinja")
@@ -29,8 +30,9 @@ _CHUNK = 1 << 20
 class SourceFile:
     """A file that the model was made of.
 
-    *name* is relative to the checkpoint's folder, *size* in bytes, *sha256* 64 hex digits.  *by* is "content" where the
-    file was hashed, "cache" where the Hugging Face cache has it under that name.
+    *name* is relative to the checkpoint's folder; of another file it has the name of its folder.  *size* is in bytes,
+    *sha256* 64 hex digits.  *by* is "content" where the file was hashed, "cache" where the Hugging Face cache has it
+    under that name.
     """
 
     name: str
@@ -39,9 +41,15 @@ class SourceFile:
     by: str
 
 
-def files_of(folder: Path, weights: Iterable[Path]) -> tuple[Path, ...]:
-    """List the files that a model is made of: *weights*, and the configuration and tokenizer in *folder*."""
-    texts = {path for pattern in _TEXTS for path in folder.glob(pattern) if path.is_file()}
+def weights_of(tensors: Iterable[PlannedTensor]) -> tuple[Path, ...]:
+    """List the files that *tensors* are read from, in the order in which they are needed."""
+    sources = (source for tensor in tensors if tensor.view for source in tensor.view.sources)
+    return tuple(dict.fromkeys(source.path for source in sources))
+
+
+def files_of(folders: Iterable[Path], weights: Iterable[Path]) -> tuple[Path, ...]:
+    """List the files that a model is made of: *weights*, and the configuration and tokenizer in *folders*."""
+    texts = {path for folder in folders for pattern in _TEXTS for path in folder.glob(pattern) if path.is_file()}
     return tuple(sorted({*weights, *texts}))
 
 
@@ -93,7 +101,7 @@ class SourceHashes:
         if self._ready:
             self._ready(path)
         inside = path.is_relative_to(self._folder)
-        name = path.relative_to(self._folder).as_posix() if inside else path.name
+        name = path.relative_to(self._folder).as_posix() if inside else f"{path.parent.name}/{path.name}"
         try:
             known = cached_digest(path)
             if known:

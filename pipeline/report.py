@@ -26,7 +26,7 @@ from pipeline.data import data_home
 from pipeline.errors import FormatError, UsageError
 from pipeline.measure import TensorError
 from pipeline.provenance import SourceFile
-from pipeline.types import KV, Check, Plan, Source, ValueType
+from pipeline.types import KV, Blob, Check, Plan, Source, ValueType
 
 _MAX_BYTES = 100_000_000  # of a report that is read back
 
@@ -120,20 +120,20 @@ class Stopwatch:
 
 def describe_source(source: Source) -> dict[str, Any]:
     """Return where a model came from as plain values."""
-    return asdict(source) | {"folder": str(source.folder)}
+    paths = {key: str(path) for key, path in asdict(source).items() if isinstance(path, Path)}
+    return asdict(source) | paths
 
 
-def count_types(plan: Plan) -> dict[str, int]:
-    """Count the tensors of a plan by type."""
-    return dict(Counter(tensor.type for tensor in plan.tensors))
-
-
-def describe_tensors(plan: Plan, errors: Sequence[TensorError] | None) -> tuple[TensorRow, ...]:
-    """List the tensors of a plan with their *errors*, which are in the same order."""
+def describe_file(
+    name: str, manifest: str, plan: Plan, blob: Blob, errors: Sequence[TensorError] | None
+) -> PublishedFile:
+    """Describe the file of *plan*, published as *name*; *errors* are those of its tensors, in their order."""
     found: Sequence[TensorError | None] = errors or [None] * len(plan.tensors)
-    return tuple(
+    rows = tuple(
         TensorRow(t.name, t.type, t.shape, t.n_bytes, error) for t, error in zip(plan.tensors, found, strict=True)
     )
+    types = dict(Counter(tensor.type for tensor in plan.tensors))
+    return PublishedFile(name, manifest, plan.recipe, blob.digest, blob.size, types, rows)
 
 
 def describe_tokenizer(metadata: Sequence[KV]) -> dict[str, Any]:

@@ -101,7 +101,8 @@ class SourceTensor:
     """Where one tensor of the checkpoint lies, as its header says.
 
     *dtype* is the safetensors name ("BF16", "F16", "F32", ...); *shape* is row-major (the last dimension is
-    contiguous); *offset* is absolute in *path*, in bytes.
+    contiguous); *offset* is absolute in *path*, in bytes.  *view* gives its values where they are not simply these
+    bytes in their order: a matrix that was saved transposed, or that an adapter changes.
     """
 
     name: str
@@ -110,6 +111,7 @@ class SourceTensor:
     path: Path
     offset: int
     n_bytes: int
+    view: View | None = None
 
 
 class View(Protocol):
@@ -173,7 +175,7 @@ class Plan:
     """A whole GGUF file, decided before a weight is read.
 
     *tensors* are in file order.  *data_start* is the absolute offset of the data section (the header, padded),
-    *file_bytes* the exact size of the file.
+    *file_bytes* the exact size of the file.  *verbatim* is a GGUF that the file is a copy of, byte by byte.
     """
 
     recipe: str
@@ -182,14 +184,15 @@ class Plan:
     data_start: int
     file_bytes: int
     notes: tuple[str, ...] = ()
+    verbatim: Path | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model on this machine: *folder* holds the checkpoint.
+    """A model on this machine: *folder* holds the checkpoint; *gguf* is the file where the model is a GGUF.
 
-    *repository* ("org/name") and *commit* are None for a local folder; *name* is what the model is called.  An *alias*
-    may name the chat *family*.
+    *adapter* is the folder of an adapter that is merged into it.  *repository* ("org/name") and *commit* are None for a
+    local folder; *name* is what the model is called.  An *alias* may name the chat *family*.
     """
 
     name: str
@@ -199,6 +202,8 @@ class Source:
     commit: str | None = None
     alias: str | None = None
     family: str | None = None
+    gguf: Path | None = None
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)

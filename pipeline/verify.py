@@ -15,10 +15,12 @@ import numpy as np
 
 from pipeline import flow, quant
 from pipeline import plan as plans
+from pipeline.blueprint import Blueprint
 from pipeline.checkpoint import TensorReader
 from pipeline.encode import derive
 from pipeline.errors import ProofError, UsageError
 from pipeline.gguf import GgufFile, GgufTensor, read_gguf
+from pipeline.provenance import weights_of
 from pipeline.source import OpenSource
 from pipeline.store import Name, Store
 from pipeline.types import KV, Check, Plan, PlannedTensor
@@ -92,7 +94,14 @@ def verify_file(path: Path) -> Verification:
 
 
 def verify_against(
-    path: Path, model: str, log: flow.Log, *, sample: int | None = SAMPLE, seed: int = 0, threads: int = 0
+    path: Path,
+    model: str,
+    log: flow.Log,
+    *,
+    sample: int | None = SAMPLE,
+    seed: int = 0,
+    threads: int = 0,
+    adapter: Path | None = None,
 ) -> Verification:
     """Derive the file at *path* again from *model* and compare: the header, the plan, and the bytes of some tensors.
 
@@ -103,6 +112,7 @@ def verify_against(
         sample: how many matrices to derive, see `choose`; None means all.
         seed: chooses the sample.
         threads: worker threads; 0 means one for each core.
+        adapter: a LoRA adapter that was merged into the source.
 
     Raises:
         PipelineError: if the file or the source is bad; a difference is an answer, not an error.
@@ -110,7 +120,7 @@ def verify_against(
     if sample is not None and sample < 1:
         raise UsageError("a sample has at least one matrix", found=sample)
     file = read_gguf(path)
-    with flow.prepare(model, log, "stream") as prepared:
+    with flow.prepare(model, log, "stream", requantize=True, adapter=adapter) as prepared:
         plan = _plan_of(file, prepared.blueprint)
         header = compare_headers(file, plan, is_folder=prepared.source.repository is None)
         checks = (_read(file), header, _layout(file, plan))
@@ -138,11 +148,12 @@ def _read(file: GgufFile) -> Check:
     return Check("file", "proven", f"{len(file.tensors)} tensors, {len(file.metadata)} keys, read strictly")
 
 
-def _plan_of(file: GgufFile, blueprint: plans.Blueprint) -> Plan:
+def _plan_of(file: GgufFile, blueprint: Blueprint) -> Plan:
     """Plan the file that *blueprint* gives by the recipe that *file* seems to follow."""
     file_type = file.value("general.file_type")
     names = [name for name, recipe in quant.recipes().items() if recipe.file_type == file_type]
-    planned = [plans.make_plan(blueprint, name) for name in (*names, plans.AUTO)]
+    own = blueprint.finished.recipe if blueprint.finished else plans.AUTO
+    planned = [plans.make_plan(blueprint, name) for name in (*names, own)]
     types = [tensor.type for tensor in file.tensors]
     return next((plan for plan in planned if [t.type for t in plan.tensors] == types), planned[0])
 
@@ -196,7 +207,7 @@ def _derive(
     file: GgufFile, tensors: Sequence[PlannedTensor], opened: OpenSource, log: flow.Log, threads: int
 ) -> tuple[TensorProof, ...]:
     """Encode *tensors* again and compare each with the file, tile by tile; only files that they need are waited for."""
-    opened.prefer(flow.weights_of(tensors))
+    opened.prefer(weights_of(tensors))
     there = {tensor.name: tensor for tensor in file.tensors}
     found: dict[str, TensorProof] = {}
     total, done = sum(t.n_rows * t.n_cols for t in tensors), 0

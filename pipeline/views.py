@@ -87,6 +87,11 @@ class Stored:
             reader.read_raw_pieces(self.tensor, rows, first * item_bytes(self.dtype), out)
 
 
+def view_of(tensor: SourceTensor) -> View:
+    """Return the view that gives the values of *tensor*: its own, or the tensor as it stands."""
+    return tensor.view or Stored(tensor)
+
+
 @dataclass(frozen=True)
 class Constant:
     """Float32 values that were computed from config.json: *values* fill *shape* in row-major order."""

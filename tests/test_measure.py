@@ -89,11 +89,8 @@ def measured(demo: Path, tmp_path: Path, silent_log: Any) -> Measured:
         with TensorReader() as reader:
             encode(outputs, reader, threads=threads, meter=meter)
         return {
-            plan.recipe: {
-                tensor.name: error
-                for tensor, error in zip(plan.tensors, meter.errors(number, plan.tensors), strict=True)
-            }
-            for number, plan in enumerate(planned)
+            plan.recipe: {t.name: error for t, error in zip(plan.tensors, meter.errors(plan), strict=True)}
+            for plan in planned
         }
 
     return run

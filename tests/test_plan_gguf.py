@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from pipeline import flow
+from pipeline.blueprint import from_gguf
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.gguf import read_gguf
 from pipeline.gguf.header import TensorEntry, encode_header
-from pipeline.plan import from_gguf, make_plan
+from pipeline.plan import make_plan
 from pipeline.types import KV, ValueType, array, string, u32
 
 ROWS = np.ones((4, 32), np.float32)

@@ -25,7 +25,7 @@ def cached(tmp_path: Path) -> Path:
 
 def test_every_file_is_named_with_its_digest(demo: Path) -> None:
     """Weights, configuration, tokenizer and template, each with its size and sha256; other files are left out."""
-    with SourceHashes(demo, files_of(demo, [demo / "model.safetensors"])) as hashes:
+    with SourceHashes(demo, files_of([demo], [demo / "model.safetensors"])) as hashes:
         found = hashes.result()
     assert [one.name for one in found] == sorted(one.name for one in found)
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {one.name for one in found}
@@ -37,7 +37,7 @@ def test_every_file_is_named_with_its_digest(demo: Path) -> None:
 
 def test_the_cache_is_believed_where_it_names_a_sha256(cached: Path) -> None:
     """A blob of the cache that is named by a sha256 is not read; one named by a git id is."""
-    with SourceHashes(cached, files_of(cached, [cached / "model.safetensors"])) as hashes:
+    with SourceHashes(cached, files_of([cached], [cached / "model.safetensors"])) as hashes:
         config, weights = hashes.result()
     assert (config.name, config.by, config.sha256) == ("config.json", "content", hashlib.sha256(b"{}").hexdigest())
     assert (weights.name, weights.by, weights.sha256, weights.size) == ("model.safetensors", "cache", "a" * 64, 7)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline import flow, verify
 from pipeline import plan as plans
+from pipeline.blueprint import from_checkpoint
 from pipeline.checkpoint import open_checkpoint
 from pipeline.cli import main
 from pipeline.errors import ProofError, UsageError
@@ -170,14 +171,14 @@ def test_a_folder_cannot_prove_a_commit(demo: Path, tmp_path: Path, silent_log: 
     checkpoint = open_checkpoint(demo)
     source = Source("Other-Name", demo, "org/other-name", "main", "c" * 40)
     tokenizer = read_tokenizer(demo, dict(checkpoint.text_config()))
-    plan = plans.make_plan(plans.from_checkpoint(checkpoint, tokenizer, source), "Q8_0")
+    plan = plans.make_plan(from_checkpoint(checkpoint, tokenizer, source), "Q8_0")
     flow.write([plan], [tmp_path / "hub.gguf"], silent_log)
     found = check(tmp_path / "hub.gguf")
     assert set(_states(found).values()) == {"proven"}
     assert "cannot be proven by a folder" in found.checks[1].detail
     file = read_gguf(tmp_path / "hub.gguf")
     assert verify.compare_headers(file, plan, is_folder=False).state == "proven"
-    other = plans.make_plan(plans.from_checkpoint(checkpoint, tokenizer, Source("Other-Name", demo)), "Q8_0")
+    other = plans.make_plan(from_checkpoint(checkpoint, tokenizer, Source("Other-Name", demo)), "Q8_0")
     assert verify.compare_headers(file, other, is_folder=False).state == "different"
 
 

@@ -13,7 +13,7 @@ from pipeline.arch._base import Arch, Row, pattern
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.types import SourceTensor, View
-from pipeline.views import Stored
+from pipeline.views import view_of
 
 HEAD = "lm_head.weight"
 
@@ -150,7 +150,7 @@ def _blocks(row: Row, config: ModelConfig) -> Iterable[int]:
 
 
 def _output(arch: Arch, row: Row, bid: int, sources: list[SourceTensor], config: ModelConfig) -> Mapped:
-    views: list[View] = [Stored(source) for source in sources]
+    views: list[View] = [view_of(source) for source in sources]
     is_single = len(row.patterns) == 1 and "{xid}" not in row.patterns[0]
     try:
         if row.steps and any(not view.shape for view in views):

@@ -24,13 +24,16 @@ _LICENSE_NAMES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY")
 class Checkpoint:
     """A Hugging Face checkpoint, as its headers tell it; no weight has been read.
 
-    *tensors* are in the order of their names; *generation_config* is empty where the file is missing.
+    *tensors* are in the order of their names; *generation_config* is empty where the file is missing.  *adapted* names
+    the tensors that an adapter changes (lora.py), *notes* say what a person should know.
     """
 
     folder: Path
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any]
     tensors: Mapping[str, SourceTensor]
+    adapted: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_parameters(self) -> int:
@@ -62,14 +65,14 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path, remote_headers: Mapping[Path, FileHead] = MappingProxyType({})) -> Checkpoint:
-    """Open the checkpoint in *folder*: its JSON files and the headers of its safetensors files.
+    """Open the checkpoint in *folder*: its JSON files and the headers of its weights.
 
     A safetensors file that is not there yet is known by its header in *remote_headers*, by the path where it will be.
 
     Raises:
         InputError: if *folder* is no folder.
         FormatError: if a file is missing, broken, or contradicts another.
-        UnsupportedError: if the weights are not safetensors.
+        UnsupportedError: if the weights are neither safetensors nor a pytorch_model.bin.
     """
     if not folder.is_dir():
         raise InputError("is not a folder", where=folder, expected="a checkpoint: config.json and *.safetensors")

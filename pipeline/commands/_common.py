@@ -22,7 +22,19 @@ threads_option = click.option(
     "--threads", type=click.IntRange(0), default=0, metavar="N", help="Worker threads; 0 means one for each core."
 )
 quant_option = click.option(
-    "--quant", metavar="Q[,Q]", help="Quantizations, the first is also 'latest'; default: the alias's own, else Q4_K_M."
+    "--quant",
+    metavar="Q[,Q]",
+    help="Quantizations; the first is also 'latest'.  Default: what the alias says, else Q4_K_M; a GGUF as it is.",
+)
+requantize_option = click.option(
+    "--requantize", is_flag=True, help="Allow to quantize a GGUF that is quantized already; quality is lost twice."
+)
+
+adapter_option = click.option(
+    "--adapter",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    metavar="DIR",
+    help="Merge the LoRA adapter in DIR (as PEFT saves it) into MODEL.",
 )
 
 
@@ -50,16 +62,8 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def recipes_for(model: str, text: str | None) -> tuple[str, ...]:
-    """Give the quantizations that the user named, or the one that suits the model."""
-    from pipeline.source import aliases
-
-    alias = aliases.load().get(model.partition("@")[0])
-    return recipes((alias.quant if alias else "Q4_K_M") if text is None else text)
-
-
-def recipes(text: str) -> tuple[str, ...]:
-    """Split "Q4_K_M,Q8_0" and check each name; a repeated one counts once.
+def recipes(text: str | None) -> tuple[str, ...]:
+    """Split "Q4_K_M,Q8_0" and check each name; a repeated one counts once.  None gives none.
 
     Raises:
         UsageError: if a name is unknown.
@@ -67,6 +71,8 @@ def recipes(text: str) -> tuple[str, ...]:
     from pipeline import quant
     from pipeline.errors import UsageError
 
+    if text is None:
+        return ()
     names = tuple(dict.fromkeys(part.strip().upper() for part in text.split(",") if part.strip()))
     unknown = [name for name in names if name not in quant.recipes()]
     if unknown or not names:

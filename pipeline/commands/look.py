@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from pipeline.commands._common import gguf_path, json_option, print_json, published, reporter, threads_option
+from pipeline.commands._common import (
+    adapter_option,
+    gguf_path,
+    json_option,
+    print_json,
+    published,
+    reporter,
+    threads_option,
+)
 
 
 @click.command()
@@ -86,9 +94,13 @@ def _find_report(what: str) -> tuple[dict[str, Any], str | None]:
     help="Derive so many matrices again, and all vectors.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses them.")
+@adapter_option
 @threads_option
 @json_option
-def verify(what: str, source: str | None, every: bool, sample: int, seed: int, threads: int, as_json: bool) -> None:
+def verify(
+    what: str, source: str | None, every: bool, sample: int, seed: int, adapter: Path | None, threads: int,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Prove a GGUF: read it strictly, hash a publication's blobs, and derive tensors again from the source."""
     from pipeline import verify as proofs
     from pipeline.commands import _show
@@ -98,7 +110,7 @@ def verify(what: str, source: str | None, every: bool, sample: int, seed: int, t
         found = proofs.verify_file(path)
     else:
         log, n = reporter(quiet=as_json), None if every else sample
-        found = proofs.verify_against(path, source, log, sample=n, seed=seed, threads=threads)
+        found = proofs.verify_against(path, source, log, sample=n, seed=seed, threads=threads, adapter=adapter)
     if model is not None:
         found = proofs.verify_publication(*model, found)
     print_json(found.as_dict()) if as_json else _show.checks(found.checks)

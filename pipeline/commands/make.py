@@ -9,12 +9,13 @@ import click
 
 from pipeline.commands._common import (
     F,
+    adapter_option,
     json_option,
     print_json,
     quant_option,
     recipes,
-    recipes_for,
     reporter,
+    requantize_option,
     size,
     threads_option,
 )
@@ -77,32 +78,34 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
     help="Rows to compare with the source, for the report; all takes up to twice the time.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
+@requantize_option
+@adapter_option
 @_modelfile_options
 @threads_option
 @json_option
 def publish(
     model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
-    system: str | None, num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None,
-    threads: int, as_json: bool,
+    requantize: bool, adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
+    with_template: bool, templates: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
     from pipeline.commands import _show
 
     job = flow.Job(
-        model, recipes_for(model, quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), errors=errors,
+        model, recipes(quant), target, name, proof, threads, with_template, templates,
+        _overrides(system, num_ctx, parameters), requantize, adapter, errors,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
         from pipeline.preview import describe_plan, refuse_impossible
 
         flow.check_job(job)
-        with flow.prepare(job.model, log) as prepared:
+        with flow.prepare(job.model, log, requantize=requantize, adapter=adapter) as prepared:
             name = "/".join(flow.model_name(job, prepared))
             would = [
                 describe_plan(prepared, q, 4096, threads) | {"name": f"{name}:{q}", "target": target}
-                for q in job.quants
+                for q in flow.choose_quants(job.quants, prepared)
             ]
         print_json(would) if as_json else _show.preview(would)
         refuse_impossible(would)
@@ -117,16 +120,21 @@ def publish(
 @click.option(
     "--ctx", type=click.IntRange(1), default=4096, show_default=True, help="Context for the memory figure, in tokens."
 )
+@requantize_option
+@adapter_option
 @threads_option
 @json_option
-def plan(model: str, quant: str | None, ctx: int, threads: int, as_json: bool) -> None:
+def plan(
+    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, threads: int, as_json: bool
+) -> None:
     """Show what would be written: every tensor's type, the exact size, the disk, memory and time needed."""
     from pipeline import flow
     from pipeline.commands import _show
     from pipeline.preview import describe_plan, problems, refuse_impossible
 
-    with flow.prepare(model, reporter(quiet=as_json)) as prepared:
-        shown = [describe_plan(prepared, name, ctx, threads) for name in recipes_for(model, quant)]
+    quants = recipes(quant)
+    with flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter) as prepared:
+        shown = [describe_plan(prepared, name, ctx, threads) for name in flow.choose_quants(quants, prepared)]
     if as_json:
         refusals = [str(problem) for problem in problems(shown)]
         print_json([one | {"refusals": refusals} for one in shown])
@@ -146,34 +154,34 @@ def plan(model: str, quant: str | None, ctx: int, threads: int, as_json: bool) -
     show_default=True,
     help="auto keeps the checkpoint's own precision.",
 )
+@adapter_option
 @threads_option
 @json_option
-def convert(model: str, output: Path, dtype: str, threads: int, as_json: bool) -> None:
+def convert(model: str, output: Path, dtype: str, adapter: Path | None, threads: int, as_json: bool) -> None:
     """Write MODEL as an unquantized GGUF."""
     from pipeline import flow
 
-    _written(
-        flow.convert(model, output, dtype if dtype == "auto" else dtype.upper(), reporter(quiet=as_json), threads),
-        output,
-        as_json,
-    )
+    kind = dtype if dtype == "auto" else dtype.upper()
+    _written(flow.convert(model, output, kind, reporter(quiet=as_json), threads, adapter=adapter), output, as_json)
 
 
 @click.command()
 @click.argument("gguf", type=click.Path(dir_okay=False, exists=True, path_type=Path))
 @click.option("-o", "--output", type=_FILE, required=True, help="The GGUF to write.")
 @click.option("--quant", required=True, metavar="Q", help="The quantization, such as Q4_K_M.")
+@requantize_option
 @threads_option
 @json_option
-def quantize(gguf: Path, output: Path, quant: str, threads: int, as_json: bool) -> None:
-    """Quantize an unquantized GGUF into the bytes that llama-quantize would write."""
+def quantize(gguf: Path, output: Path, quant: str, requantize: bool, threads: int, as_json: bool) -> None:
+    """Quantize a GGUF into the bytes that llama-quantize would write."""
     from pipeline import flow
     from pipeline.errors import UsageError
 
     names = recipes(quant)
     if len(names) != 1:
         raise UsageError("quantize writes one file", expected="one quantization", found=quant)
-    _written(flow.quantize(gguf, output, names[0], reporter(quiet=as_json), threads), output, as_json)
+    log = reporter(quiet=as_json)
+    _written(flow.quantize(gguf, output, names[0], log, threads, requantize=requantize), output, as_json)
 
 
 def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignore[type-arg]
@@ -196,27 +204,23 @@ def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignor
 @click.argument("model")
 @quant_option
 @click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
+@adapter_option
 @_modelfile_options
 def modelfile(
-    model: str,
-    quant: str | None,
-    output: Path | None,
-    system: str | None,
-    num_ctx: int | None,
-    parameters: tuple[str, ...],
-    with_template: bool,
-    templates: Path | None,
-) -> None:
+    model: str, quant: str | None, output: Path | None, adapter: Path | None, system: str | None, num_ctx: int | None,
+    parameters: tuple[str, ...], with_template: bool, templates: Path | None,
+) -> None:  # fmt: skip
     """Print the Modelfile for MODEL, for use with `ollama create`."""
     from pipeline import flow
 
-    names = recipes_for(model, quant)
+    names = recipes(quant)
     job = flow.Job(
         model,
         names,
         with_template=with_template,
         templates=templates,
         overrides=_overrides(system, num_ctx, parameters),
+        adapter=adapter,
     )
     text = flow.modelfile_text(job, reporter())
     if output is None:

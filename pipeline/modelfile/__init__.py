@@ -7,6 +7,7 @@ the content of the store's params layer go out.
 from pipeline.modelfile.families import Family, families, match_family
 from pipeline.modelfile.render import (
     Overrides,
+    generation_config_of,
     make_modelfile,
     params_layer,
     parse_parameter,
@@ -18,6 +19,7 @@ __all__ = [
     "Family",
     "Overrides",
     "families",
+    "generation_config_of",
     "make_modelfile",
     "match_family",
     "params_layer",

@@ -14,10 +14,18 @@ from pipeline.errors import FormatError, UnsupportedError, UsageError
 from pipeline.modelfile import _parameters
 from pipeline.modelfile._quoting import quoted
 from pipeline.modelfile.families import Family, match_family
-from pipeline.modelfile.sampling import sampling_metadata, sampling_parameters
+from pipeline.modelfile.sampling import generation_config_of, sampling_metadata, sampling_parameters
 from pipeline.types import Modelfile
 
-__all__ = ["Overrides", "make_modelfile", "params_layer", "parse_parameter", "render_text", "sampling_metadata"]
+__all__ = [
+    "Overrides",
+    "generation_config_of",
+    "make_modelfile",
+    "params_layer",
+    "parse_parameter",
+    "render_text",
+    "sampling_metadata",
+]
 
 Parameter = tuple[str, int | float | bool | str]
 parse_parameter = _parameters.parse

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import FormatError
 from pipeline.modelfile import _parameters
 from pipeline.types import KV, ValueType, f32, string
@@ -70,6 +72,19 @@ def sampling_metadata(generation_config: Mapping[str, Any]) -> tuple[KV, ...]:
         if key is not None and generation_config[key] is not None:
             entries.append(_entry(f"general.sampling.{name}", kind, key, generation_config[key]))
     return tuple(entries)
+
+
+def generation_config_of(metadata: Mapping[str, KV]) -> dict[str, Any]:
+    """Give the generation_config.json that the `general.sampling.*` keys of a GGUF stand for.
+
+    A float32 is written with the fewest digits that name it, so 0.6 is 0.6 again.
+    """
+    config: dict[str, Any] = {}
+    for name, kind, keys in _METADATA:
+        kv = metadata.get(f"general.sampling.{name}")
+        if kv is not None and kv.type is kind:
+            config[keys[-1]] = float(str(np.float32(kv.value))) if kind is ValueType.FLOAT32 else kv.value
+    return config
 
 
 def _entry(name: str, kind: ValueType, key: str, value: Any) -> KV:

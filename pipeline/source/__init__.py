@@ -2,7 +2,7 @@
 
 MODEL is, in this order of precedence:
 
-1. a path, written as one (`./x`, `../x`, `/x`, `~/x`): that folder;
+1. a path, written as one (`./x`, `../x`, `/x`, `~/x`): that folder, or that GGUF file; `x.gguf` too if it is there;
 2. an existing folder with a config.json in it, even if an alias has the same name (a note says so);
 3. an alias of models.toml, optionally `alias@revision`;
 4. `org/name[@revision]`, a repository of the Hugging Face Hub (or of HF_ENDPOINT).
@@ -24,6 +24,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.source import aliases, hub
 from pipeline.source._retry import Patience
 from pipeline.source.folder import open_folder
+from pipeline.source.ggufs import SUFFIX, open_gguf
 from pipeline.source.opened import Log, OpenSource, Options, Progress, Weights, silent
 from pipeline.types import Source
 
@@ -59,11 +60,15 @@ def open_source(
         patience: how often and how long to try again.
 
     Raises:
-        UsageError: if *model* names nothing, or a revision is given for a folder.
-        InputError: if what it names is no checkpoint.
+        UsageError: if *model* names nothing, or a revision is given for a folder or a file.
+        InputError: if what it names is neither a checkpoint nor a GGUF.
         AccessError: if the repository cannot be reached or refuses.
         ResourceError: if the disk is too small.
     """
+    if model.lower().endswith(SUFFIX) and (_is_path(model) or Path(model).is_file()):
+        _no_revision(model, revision)
+        yield OpenSource(open_gguf(Path(model).expanduser()))
+        return
     options = Options(weights, update, rehash, log, progress, patience or Patience())
     name, at, tail = model.partition("@")
     if not name or (at and not tail):
@@ -98,11 +103,15 @@ def _is_path(model: str) -> bool:
 
 
 def _folder(model: str, revision: str | None, log: Log) -> Source:
-    if revision is not None:
-        raise UsageError("a folder has no revisions", where=model, found=revision, hint="leave the revision out")
+    _no_revision(model, revision)
     if not _is_path(model) and model in aliases.load():
         log(f"{model} is the folder here, not the alias of that name")
     return open_folder(Path(model).expanduser())
+
+
+def _no_revision(model: str, revision: str | None) -> None:
+    if revision is not None:
+        raise UsageError("a folder or a file has no revisions", where=model, found=revision, hint="leave it out")
 
 
 @contextmanager
@@ -126,8 +135,9 @@ def _open_named(name: str, revision: str | None, options: Options) -> Iterator[O
 
 def _unknown(name: str) -> UsageError | InputError:
     if Path(name).is_file():
-        hint = "quantize it with gguf-pipeline quantize" if name.endswith(".gguf") else "name the folder that it is in"
-        return InputError("is a file, not a checkpoint folder", where=name, hint=hint)
+        return InputError(
+            "is a file, neither a checkpoint folder nor a GGUF", where=name, hint="name the folder that it is in"
+        )
     if Path(name).is_dir():
         return InputError(
             "is a folder without config.json", where=name, hint="name the folder that holds the checkpoint"

@@ -97,11 +97,11 @@ def _choose_weights(top: list[str]) -> list[str]:
 
 def _other_format(names: list[str]) -> str:
     if "adapter_config.json" in names:
-        return "this is an adapter (LoRA): merge it into its base model and save that"
+        return "this is an adapter (LoRA): download it and name its folder with --adapter, and its base model as MODEL"
     if any(n.endswith(".gguf") for n in names):
         return "this repository is already GGUF: Ollama pulls it as hf.co/org/name; or name the original repository"
     if any(n.endswith((".bin", ".pt", ".pth")) for n in names):
-        return "weights as pickle are not read: try its safetensors revision, often @refs/pr/1, or convert it first"
+        return "only pytorch_model.bin is read of pickles: try its safetensors revision, often @refs/pr/1"
     return "name the repository of the original weights"
 
 

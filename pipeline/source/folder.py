@@ -17,8 +17,9 @@ def open_folder(path: Path) -> Source:
     if not path.exists():
         raise InputError("is not there", where=path, expected="a folder with config.json and *.safetensors")
     if not path.is_dir():
-        hint = "quantize it with gguf-pipeline quantize" if path.suffix == ".gguf" else "name the folder that it is in"
-        raise InputError("is a file, not a checkpoint folder", where=path, hint=hint)
+        raise InputError(
+            "is a file, neither a checkpoint folder nor a GGUF", where=path, hint="name the folder that it is in"
+        )
     folder = path.resolve()
     if not (folder / "config.json").is_file():
         below = sorted(p.parent.name for p in folder.glob("*/config.json"))

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.errors import AccessError, InputError, ResourceError
+from pipeline.errors import AccessError, InputError, ResourceError, UnsupportedError
 from pipeline.source import _lock
 from pipeline.source._arrivals import Arrivals
 from pipeline.source._cache import RepoCache
@@ -171,6 +171,14 @@ class _Visit:
                 {p: f for p, f in missing.items() if p.suffix == ".safetensors"},
                 lambda path, file: heads.update({path: fetch_head(self.line, self.cache, commit, file)}),
                 _SMALL_THREADS,
+            )
+        if wanted == "none" and len(heads) < len(missing):
+            raise UnsupportedError(
+                "its weights are pickles, which tell nothing before they are here",
+                where=self.repo,
+                expected="*.safetensors, whose headers come first",
+                found=", ".join(sorted(p.name for p in missing if p not in heads)[:3]),
+                hint=f"run: gguf-pipeline pull {self.repo}",
             )
         arrivals = Arrivals(
             missing, self._translating(lambda path, file: self._fetch(commit, file, heads.get(path))),

@@ -6,6 +6,7 @@ template; weights are never touched and nothing is run.  What llama.cpp cannot f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.errors import FormatError
 from pipeline.strict_json import optional, read_optional, short
 from pipeline.tokenizer.bpe import byte_level_vocabulary
 from pipeline.tokenizer.chat_template import ChatTemplates, read_chat_templates, template_keys
+from pipeline.tokenizer.gguf_keys import TokenizerKeys
 from pipeline.tokenizer.sentencepiece import added_tokens, sentencepiece_vocabulary
 from pipeline.tokenizer.sentencepiece_json import json_vocabulary, prefix_notes, space_prefix
 from pipeline.tokenizer.sources import Source, read_source
@@ -24,7 +26,7 @@ from pipeline.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 from pipeline.tokenizer.wordpiece import wordpiece_vocabulary
 from pipeline.types import KV, ValueType, array, boolean, string, u32
 
-__all__ = ["Source", "Tokenizer", "read_source", "read_tokenizer"]
+__all__ = ["Source", "Tokenizer", "read_source", "read_tokenizer", "tokenizer_of_gguf"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,26 @@ def read_tokenizer(folder: Path, config: dict[str, Any], *, pad_to: int = 1) -> 
         pre=vocabulary.pre,
         kind=vocabulary.kind,
         notes=vocabulary.notes + special.notes,
+    )
+
+
+def tokenizer_of_gguf(metadata: Mapping[str, KV], where: object) -> Tokenizer:
+    """Read the tokenizer that the header of a GGUF holds; *where* is the file, for messages.
+
+    Raises:
+        FormatError: if there is no vocabulary, or a key has another type than llama.cpp gives it.
+    """
+    keys = TokenizerKeys(metadata, where)
+    return Tokenizer(
+        metadata=keys.entries,
+        chat_template=keys.chat_template,
+        bos=keys.text("bos"),
+        eos=keys.text("eos"),
+        eos_ids=keys.end_ids,
+        n_tokens=len(keys.tokens),
+        pre=keys.pre,
+        kind=keys.model,
+        notes=(),
     )
 
 

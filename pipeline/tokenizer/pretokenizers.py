@@ -134,6 +134,15 @@ ROWS = (
     Row("viking", split(_BLOOM, r"\p{N}")),
     Row("minicpm5", split(r"\p{N}{1,3}", rf"{_C}|{_L}|\p{{N}}+|{_P}|{_W}"), ignore_merges=True),
     Row("jais-2", split(rf"{_C}|{_L}|\p{{N}}{{1,3}}|{_P}|\s*[\r\n]+|{_JAIS2_BLANKS}|\s{{1}}"), covers=True),
+    Row("ufakzeka", split(rf"{_L}|\p{{N}}|{_P}|{_W}"), covers=True),
+    Row(
+        "exaone-moe",
+        split(
+            rf"{_C}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|"
+            r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+        ),
+        covers=True,
+    ),
     Row("bailingmoe", split(_BAILING), covers=True, same=("bailingmoe2", "llada-moe")),
     Row("seed-coder", split(rf"{_C}|{_L}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_W}"), covers=True),
     Row(
@@ -243,7 +252,7 @@ def _split_step(node: dict[str, Any], path: Path) -> tuple[list[str], bool]:
     text = optional(pattern, "String", str, path, "Split.pattern")
     regex = expect(pattern.get("Regex"), str, path, "Split.pattern.Regex") if text is None else re.escape(text)
     how = (node.get("behavior"), bool(optional(node, "invert", bool, path, "Split")))
-    if how in {("Isolated", False), ("Isolated", True)}:  # inverted, the same pieces are cut, only the roles swap
+    if how in (("Isolated", False), ("Isolated", True)):  # inverted, the same pieces are cut, only the roles swap
         return [f"Split {canonical_regex(regex)}"], False
     if how == ("Removed", True):
         return [f"Split {canonical_regex(regex)}"], True

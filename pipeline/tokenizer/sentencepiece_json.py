@@ -124,8 +124,9 @@ def _piece_type(text: str, source: TokenizerJson) -> TokenType:
 def _added(token: AddedToken, source: TokenizerJson, with_merges: bool) -> tuple[str, TokenType]:
     """Give text and type of an added token.
 
-    Runs of blanks stay normal pieces: as user-defined ones they would be cut out before the merges, which the
-    reference does only for a literal U+2581.
+    Runs of blanks stay normal pieces with U+2581, so that real blanks follow the merges as in the reference and are
+    printed as blanks.  Typed user-defined they would be cut out before the merges (with real blanks), or be printed as
+    U+2581 (with that).  What is lost is a run of U+2581 typed by the user: the reference cuts it out as one token.
     """
     if token.content == source.unk:
         return token.content, TokenType.CONTROL if with_merges else TokenType.UNKNOWN

@@ -1,4 +1,4 @@
-"""Ways to write safetensors files, right and wrong, byte by byte."""
+"""Ways to write safetensors files, right and wrong, byte by byte; the writer of pytorch_model.bin files."""
 
 from __future__ import annotations
 
@@ -30,3 +30,15 @@ def write(tmp_path: Path) -> Write:
 def real(request: pytest.FixtureRequest, repository: Path, demo: Path) -> Path:
     """A real checkpoint: the demo, or a fixture (llama2 has three shards)."""
     return demo if request.param == "demo" else repository / "tests" / "fixtures" / "arch" / request.param
+
+
+@pytest.fixture
+def torch_save(oracle: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A writer of .bin files."""
+    return oracle("torch_save").FakeTorch(monkeypatch)
+
+
+@pytest.fixture
+def parameter(oracle: Callable[[str], Any]) -> Any:
+    """The stand-in for torch.nn.Parameter."""
+    return oracle("torch_save").Parameter

@@ -336,7 +336,7 @@ def test_full_disk_is_a_resource_error() -> None:
 OTHER_FORMATS = {
     "pickle": ({"config.json", "model.pt"}, "refs/pr/1"),
     "gguf": ({"config.json", "m.Q4_K_M.gguf"}, "already GGUF"),
-    "adapter": ({"config.json", "adapter_config.json", "adapter_model.safetensors"}, "merge it"),
+    "adapter": ({"config.json", "adapter_config.json", "adapter_model.safetensors"}, "--adapter"),
     "no config": ({"model.safetensors"}, "original weights"),
     "deeper": ({"unet/config.json", "unet/model.safetensors"}, "original weights"),
     "empty": (set(), "original weights"),

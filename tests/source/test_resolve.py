@@ -119,9 +119,6 @@ def test_not_a_checkpoint(here: Path) -> None:
     _checkpoint(here / "outer" / "inner")
     with pytest.raises(InputError, match="is not there"):
         resolve("./none")
-    for model in ("m.gguf", "./m.gguf"):
-        with pytest.raises(InputError, match="gguf-pipeline quantize"):
-            resolve(model)
     for model in ("w.safetensors", "./w.safetensors"):
         with pytest.raises(InputError, match="name the folder that it is in"):
             resolve(model)

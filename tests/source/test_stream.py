@@ -250,18 +250,23 @@ def test_folders_are_open_at_once(demo: Path) -> None:
         opened.stop()
 
 
-def test_pickle_comes_whole_or_not(hub: Any, files: dict[str, bytes]) -> None:
-    """Pickle weights come only where there is no safetensors file, and before the model is open; nothing reads them."""
+def test_pickle_comes_whole_or_not(hub: Any, files: dict[str, bytes], repository: Path) -> None:
+    """Pickle weights come only where there is no safetensors file, and before the model is open: they have no head."""
     del files["model.safetensors"]
+    weights = repository / "tests" / "fixtures" / "checkpoints" / "bloom_bin" / "pytorch_model.bin"
+    files["pytorch_model.bin"] = weights.read_bytes()
     hub.repo(MODEL, files)
-    with open_source(MODEL, weights="none") as opened:
-        assert opened.remote_headers == {}
-        assert not (opened.source.folder / "pytorch_model.bin").exists()
+    with (
+        pytest.raises(UnsupportedError, match=r"(?s)pickles.*gguf-pipeline pull org/m"),
+        open_source(MODEL, weights="none"),
+    ):
+        pass
     with open_source(MODEL, weights="stream") as opened:
-        assert (opened.source.folder / "pytorch_model.bin").read_bytes() == b"pickle"
+        assert (opened.source.folder / "pytorch_model.bin").read_bytes() == files["pytorch_model.bin"]
         assert not (opened.source.folder / "training_args.bin").exists()
-        with pytest.raises(UnsupportedError, match="pickle"):
-            open_checkpoint(opened.source.folder, opened.remote_headers)
+        assert len(open_checkpoint(opened.source.folder, opened.remote_headers).tensors) == 29
+    with open_source(MODEL, weights="none") as opened:
+        assert len(open_checkpoint(opened.source.folder, opened.remote_headers).tensors) == 29
 
 
 def test_pickle_shards_come_by_their_index(hub: Any, files: dict[str, bytes]) -> None:

@@ -39,6 +39,7 @@ LIMITS = {
     "gpt-4o": _MARKS | _LONG_S,
     "tekken": _MARKS,
     "granite-embed-multi-97m": _LONG_S,
+    "exaone-moe": _LONG_S,
     "tiny_aya": _LONG_S | _CASES,
     "deepseek-llm": _DIGIT_RUNS,
     "falcon": _DIGIT_BYTES,

@@ -86,6 +86,15 @@ def test_some_classes_build_their_post_processor(read: Read, name: str, adds: bo
     assert "add_bos_token" in tokenizer.notes[0]
 
 
+@pytest.mark.parametrize("name", ["LlamaTokenizerFast", "LlamaTokenizer", "GemmaTokenizerFast", "GPTNeoXTokenizerFast"])
+def test_a_flag_counts_beside_a_post_processor_that_adds_nothing(read: Read, name: str) -> None:
+    """DeepSeek's files: the class adds BOS because add_bos_token says so, though the post_processor has none."""
+    settings = {"bos_token": "<s>", "add_bos_token": True, "add_eos_token": False, "tokenizer_class": name}
+    tokenizer = read(parts={"post_processor": {"type": "ByteLevel"}}, tokenizer_config=settings)
+    assert _flags(tokenizer)["add_bos_token"] is True
+    assert "tokenizer_config.json counts" in tokenizer.notes[0]
+
+
 def test_no_flag_without_an_id(read: Read) -> None:
     """add_bos_token without a BOS would end llama.cpp's process, so it becomes false, with a note."""
     tokenizer = read(tokenizer_config={"add_bos_token": True})
