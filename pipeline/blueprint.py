@@ -22,10 +22,12 @@ from pipeline.views import Constant, Stored, item_bytes
 BYTE_VERSION = 1
 
 PRECISIONS = ("F32", "F16", "BF16")
+KEPT = ("MXFP4",)  # packed by the model's makers; every recipe keeps it as it is
 
 # Matrices that llama.cpp's graphs want in float32, beside all vectors and norms.
 _ALWAYS_F32 = (
     ".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".ssm_conv1d.weight", ".shortconv.conv.weight",
+    ".attn_rel_b.weight",
 )  # fmt: skip
 _ALWAYS_F32_NAMES = ("position_embd.weight", "token_types.weight")
 
@@ -87,7 +89,7 @@ class Blueprint:
     @property
     def precision(self) -> str:
         """The type most weights have: the file type that "auto" stands for."""
-        totals = dict.fromkeys(PRECISIONS, 0)
+        totals = dict.fromkeys((*PRECISIONS, *KEPT), 0)
         for draft in self.drafts:
             if len(draft.shape) > 1:
                 totals[draft.type] = totals.get(draft.type, 0) + draft.n_elements
@@ -164,6 +166,8 @@ def _own_type(name: str, view: View) -> str:
         raise FormatError("a tensor has no dimensions", where=where, expected="weights", found="a single number")
     if 0 in view.shape:
         raise FormatError("a tensor is empty", where=where, expected="at least one weight", found=view.shape)
+    if view.dtype in KEPT:
+        return view.dtype
     if view.dtype not in PRECISIONS:
         raise UnsupportedError(
             "a tensor has a type that cannot be converted yet",
@@ -251,8 +255,8 @@ def size_label(n_parameters: int) -> str:
 
 def _size_label(drafts: Sequence[Draft]) -> str:
     """Label a model; one with experts by their number and the weights of the rest with one of them ("8x7.2B")."""
-    of_experts = [d for d in drafts if "_exps." in d.name]
-    shared = sum(d.n_elements for d in drafts if "_exps." not in d.name)
+    of_experts = [d for d in drafts if "_exps." in d.name and len(d.shape) > 2]  # the official label leaves out biases
+    shared = sum(d.n_elements for d in drafts if d not in of_experts)
     if not of_experts:
         return size_label(shared)
     each = sum(d.n_elements // d.shape[0] for d in of_experts)
@@ -261,7 +265,7 @@ def _size_label(drafts: Sequence[Draft]) -> str:
 
 
 def _dropped(mapped: archs.MappedTensors) -> list[str]:
-    heads = [name for name in mapped.dropped if name == archs.HEAD]
+    heads = [name for name in mapped.dropped if name in archs.HEADS]
     lost = [
         f"{ability} left out: a GGUF of the language model has no place for these {count} tensors"
         for ability, count in mapped.lost.items()

@@ -25,6 +25,7 @@ from pipeline.machine import usable_cores
 from pipeline.measure import ErrorMeter, Sums, keeps_values
 from pipeline.quant import SCRATCH_BYTES
 from pipeline.types import Blob, Plan, PlannedTensor, View
+from pipeline.views import ITEM_BYTES
 
 # Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
 TILE_ELEMENTS = 1 << 19
@@ -34,6 +35,7 @@ _NOT_FINITE: dict[str, tuple[Any, int, int]] = {
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
     "F16": (np.uint16, 0x7FFF, 0x7C00),
     "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
+    "MXFP4": (np.uint8, 0xFF, 0xFF),  # the scale of a block, its first byte
 }
 
 Progress = Callable[[int, int], None]
@@ -240,7 +242,7 @@ def _decode(
     reader: TensorReader, raw: np.ndarray, floats: np.ndarray, view: View, tensor: PlannedTensor, first_row: int
 ) -> None:
     """Give the float32 values of a tile; of a quantized one (requantizing) they are checked here."""
-    if view.dtype in _NOT_FINITE:
+    if view.dtype in ITEM_BYTES:
         reader.decode(view.dtype, raw, floats)
         return
     quant.get(view.dtype).dequantize_rows(raw, floats)
@@ -250,15 +252,18 @@ def _decode(
 def _check_finite(raw: np.ndarray, dtype: str, view: View, tensor: PlannedTensor, first_row: int) -> None:
     """Refuse NaN and Inf by their exponent bits, before decoding."""
     unsigned, mask, limit = _NOT_FINITE[dtype]
-    bits = raw.view(unsigned)
+    kind = quant.get(dtype)
+    is_packed = kind.block_size > 1
+    bits = raw.reshape(len(raw), -1, kind.type_size)[..., 0] if is_packed else raw.view(unsigned)
     magnitude = bits & unsigned(mask)
     if int(magnitude.max(initial=0)) >= limit:
         row, column = (int(i) for i in np.argwhere(magnitude >= limit)[0])
+        place = f"row {first_row + row}, column {column * kind.block_size} of {tensor.name}"
         raise FormatError(
             "a weight is NaN or Inf",
             where=", ".join(f"{s.path.name}, tensor {s.name}" for s in view.sources[:1]) or tensor.name,
             expected="finite weights",
-            found=f"bits {int(bits[row, column]):#x} in row {first_row + row}, column {column} of {tensor.name}",
+            found=f"bits {int(bits[row, column]):#x} in {place}",
             hint="the checkpoint is damaged or its training diverged; download it again or take another one",
         )
 

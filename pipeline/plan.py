@@ -14,7 +14,7 @@ QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 AUTO = "auto"
 
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # LLAMA_FTYPE_ALL_F32, _MOSTLY_F16, _MOSTLY_BF16
+_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # ALL_F32, MOSTLY_F16, _BF16, _MXFP4_MOE of llama_ftype
 
 
 def make_plan(blueprint: Blueprint, recipe: str) -> Plan:

@@ -247,6 +247,50 @@ class Shaped(_Over):
 
 
 @dataclass(frozen=True)
+class Mxfp4:
+    """Blocks of 16 bytes and their scales, two tensors of a checkpoint, as rows of ggml's MXFP4: nothing is rounded.
+
+    transformers has elements 2j and 2j + 1 of a block in byte j, ggml elements j and j + 16; a block's scale stands
+    before it.  *blocks* has the bytes of a row as its last dimension, *scales* one byte for each block.
+    """
+
+    blocks: SourceTensor
+    scales: SourceTensor
+    dtype: str = "MXFP4"
+
+    def __post_init__(self) -> None:
+        expected = (*self.scales.shape[:-1], 16 * self.scales.shape[-1])
+        found = (self.blocks.dtype, self.scales.dtype, self.blocks.shape)
+        if found != ("U8", "U8", expected):
+            raise FormatError("blocks and scales do not fit", expected=("U8", "U8", expected), found=found)
+
+    @property
+    def shape(self) -> Shape:
+        """The shape in elements."""
+        return (*self.scales.shape[:-1], 32 * self.scales.shape[-1])
+
+    @property
+    def sources(self) -> tuple[SourceTensor, ...]:
+        """Both tensors."""
+        return (self.blocks, self.scales)
+
+    def read(self, reader: RowReader, rows: RowNumbers, columns: slice, out: Tile) -> None:
+        """Read whole rows and repack them; see `View.read`."""
+        n_blocks = self.scales.shape[-1]
+        if out.shape[1] != 17 * n_blocks or columns.indices(self.shape[-1])[0]:
+            raise FormatError("rows in blocks cannot be cut", where=self.blocks.name, found=columns)
+        packed = np.empty((len(rows), n_blocks * 16), np.uint8)
+        scales = np.empty((len(rows), n_blocks), np.uint8)
+        reader.read_raw_rows(self.blocks, rows, packed)
+        reader.read_raw_rows(self.scales, rows, scales)
+        pairs = packed.reshape(len(rows), n_blocks, 2, 8)  # the first and the second half of each block
+        target = out.reshape(len(rows), n_blocks, 17)
+        target[..., 0] = scales
+        target[..., 1::2] = (pairs[:, :, 0] & np.uint8(15)) | (pairs[:, :, 1] << np.uint8(4))
+        target[..., 2::2] = (pairs[:, :, 0] >> np.uint8(4)) | (pairs[:, :, 1] & np.uint8(240))
+
+
+@dataclass(frozen=True)
 class Folded(_Over):
     """A vector seen as a matrix, row after row; small, so it is read whole."""
 

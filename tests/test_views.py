@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import views
+from pipeline import quant, views
 from pipeline.checkpoint import TensorReader, open_checkpoint
 from pipeline.errors import FormatError
 from pipeline.types import View
@@ -35,14 +35,23 @@ VALUES = {
 }
 
 
+# Two blocks in a row, (3, 2) rows, as gpt-oss is published.
+RANDOM = np.random.default_rng(4)
+PACKED = {
+    "blocks": RANDOM.integers(0, 256, (3, 2, 32), np.uint8),
+    "scales": RANDOM.integers(100, 140, (3, 2, 2), np.uint8),
+}
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, views.Stored]:
-    """Each of VALUES as a source tensor in a safetensors file."""
+    """Each of VALUES and PACKED as a source tensor in a safetensors file."""
     folder = tmp_path_factory.mktemp("views")
     header, data = {}, b""
-    for name, values in VALUES.items():
+    for name, values in {**VALUES, **PACKED}.items():
         header[name] = {
-            "dtype": "F32",
+            "dtype": "U8" if name in PACKED else "F32",
             "shape": list(values.shape),
             "data_offsets": [len(data), len(data) + values.nbytes],
         }
@@ -106,6 +115,32 @@ def test_reads_what_numpy_indexes(case: str, stored: dict[str, views.Stored], dr
     with TensorReader() as reader:
         view.read(reader, np.array(rows, np.int64), slice(first, stop), out)
     assert np.array_equal(table[rows, first:stop], out.view(np.float32))
+
+
+@given(rows=st.lists(st.integers(0, 5), min_size=1, max_size=9))
+def test_mxfp4_has_the_values_of_its_parts(stored: dict[str, views.Stored], rows: list[int]) -> None:
+    """Low and high nibbles alternate in the source; repacked, ggml's own reading gives the same values."""
+    low, high = E2M1[PACKED["blocks"] & 15], E2M1[PACKED["blocks"] >> 4]
+    values = np.stack([low, high], -1).reshape(3, 2, 2, 32) * 2.0 ** (PACKED["scales"][..., None] - 127.0)
+    view = views.Mxfp4(stored["blocks"].tensor, stored["scales"].tensor)
+    assert (view.shape, view.dtype) == ((3, 2, 64), "MXFP4")
+    kind = quant.get("MXFP4")
+    out, found = np.empty((len(rows), kind.row_bytes(64)), np.uint8), np.empty((len(rows), 64), np.float32)
+    with TensorReader() as reader:
+        view.read(reader, np.array(rows, np.int64), slice(None), out)
+    kind.dequantize_rows(out, found)
+    assert np.array_equal(values.reshape(6, 64)[rows].astype(np.float32), found)
+
+
+def test_mxfp4_needs_parts_that_fit(stored: dict[str, views.Stored]) -> None:
+    """Other types and shapes are refused, and so are columns out of a block."""
+    with pytest.raises(FormatError, match="do not fit"):
+        views.Mxfp4(stored["scales"].tensor, stored["blocks"].tensor)
+    with pytest.raises(FormatError, match="do not fit"):
+        views.Mxfp4(stored["matrix"].tensor, stored["scales"].tensor)
+    view = views.Mxfp4(stored["blocks"].tensor, stored["scales"].tensor)
+    with TensorReader() as reader, pytest.raises(FormatError, match="cannot be cut"):
+        view.read(reader, np.array([0]), slice(0, 32), np.empty((1, 17), np.uint8))
 
 
 def test_parts_must_fit(stored: dict[str, views.Stored]) -> None:

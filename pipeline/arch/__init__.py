@@ -10,12 +10,13 @@ from typing import Any
 from pipeline import discover
 from pipeline.arch._base import Arch, Key, Literal, Row, pattern
 from pipeline.arch._config import MAX_EXPERTS, MAX_LAYERS, ModelConfig
-from pipeline.arch._map import HEAD, Mapped, MappedTensors, map_tensors
+from pipeline.arch._map import HEAD, HEADS, Mapped, MappedTensors, map_tensors
 from pipeline.arch._rope import check_rope
 from pipeline.errors import FormatError, PipelineError, UnsupportedError
 
 __all__ = [
     "HEAD",
+    "HEADS",
     "MAX_EXPERTS",
     "MAX_LAYERS",
     "Arch",
@@ -77,7 +78,7 @@ def match(config: Mapping[str, Any]) -> Arch:
             hint=f"the closest is {close[0]}" if close else None,
         )
     _check(arch, arch.config(config))
-    _check_precision(config)
+    _check_precision(arch, config)
     return arch
 
 
@@ -95,12 +96,13 @@ def _check(arch: Arch, config: ModelConfig) -> None:
     check_rope(config, arch.name, arch.ropes)
 
 
-def _check_precision(config: Mapping[str, Any]) -> None:
-    if config.get("quantization_config"):
+def _check_precision(arch: Arch, config: Mapping[str, Any]) -> None:
+    packing = config.get("quantization_config")
+    if packing and not (isinstance(packing, dict) and packing.get("quant_method") in arch.packed):
         raise UnsupportedError(
             "the weights are packed by another quantizer",
             where='config.json, key "quantization_config"',
             expected="BF16, F16 or F32 weights",
-            found=str(config["quantization_config"])[:80],
+            found=str(packing)[:80],
             hint="take the original checkpoint that this one was made from",
         )

@@ -6,7 +6,7 @@ A row names whole tensor names, `{bid}` standing for the block number; nothing i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.views import Joined
 
 Getter = Callable[[ModelConfig], Any]
 KeyMaker = Callable[[str, Any], KV]
-Blocks = Callable[[ModelConfig], Iterable[int]]
+Blocks = Callable[[ModelConfig], Sequence[int]]
 Allowed = tuple[Any, ...] | Callable[[ModelConfig], tuple[Any, ...]]
 
 
@@ -35,7 +35,7 @@ class Key:
     make: KeyMaker
 
 
-def every_block(config: ModelConfig) -> Iterable[int]:
+def every_block(config: ModelConfig) -> Sequence[int]:
     """Name all blocks."""
     return range(config.n_layers)
 
@@ -56,7 +56,8 @@ def stacked(_config: ModelConfig, views: Sequence[View]) -> View:
 class Row:
     """One rule from source tensors to an output tensor.
 
-    A *source* pattern is a whole name.  `{bid}` stands for the block; *blocks* names those that have the row.  `{xid}`
+    A *source* pattern is a whole name.  `{bid}` stands for the block; *blocks* names those that have the row; if none
+    has it, a row without `{bid}` is not there either.  `{xid}`
     stands for the expert: all experts of a block are merged.  Several patterns give one tensor too, in their order.
     *merge* makes one view of several; *steps* follow one after the other.  An *optional* row may find nothing.
     Rows may share a source: each gets its part of a fused tensor.  Rows of one *target* are the layouts in which it is
@@ -100,8 +101,8 @@ class Arch:
     with one number, whose target is the metadata key that has those of all blocks.  *prefixes* pairs beginnings of
     source names with what the rows have instead, *spellings* ends.  *defaults* are settings that config.json may leave
     out.  *expect* gives, for config keys that change the computation, the values the engine implements; *ropes* the
-    kinds of rotary scaling it does.  *notes* adds warnings; *literals* computed tensors; *example* is a small
-    config.json of the family.
+    kinds of rotary scaling it does, *packed* the methods of quantization whose tensors the rows read.  *notes* adds
+    warnings; *literals* computed tensors; *example* is a small config.json of the family.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Arch:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, Allowed] = field(default_factory=dict)
     ropes: tuple[str, ...] = ("default", "linear", "yarn")
+    packed: tuple[str, ...] = ()
     literals: Callable[[ModelConfig], tuple[Literal, ...]] = lambda _config: ()
     notes: Callable[[ModelConfig], tuple[str, ...]] = lambda _config: ()
 

@@ -110,7 +110,7 @@ class ModelConfig:
     @property
     def width(self) -> int:
         """Width of the residual stream."""
-        return _within("hidden_size", self.need(int, "hidden_size", "n_embd", "dim", "d_model"), 1, 1 << 20)
+        return _within("hidden_size", self.need(int, "hidden_size", "n_embd", "n_embed", "dim", "d_model"), 1, 1 << 20)
 
     @property
     def width_q(self) -> int:

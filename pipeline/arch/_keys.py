@@ -15,6 +15,11 @@ def booleans(key: str, values: Sequence[bool]) -> KV:
     return array(key, ValueType.BOOL, values)
 
 
+def integers(key: str, values: Sequence[int]) -> KV:
+    """Make an array of whole numbers, one for each layer."""
+    return array(key, ValueType.INT32, values)
+
+
 def whole(*names: str) -> Getter:
     """Find a required whole number under one of *names*."""
     return lambda config: config.need(int, *names)
@@ -77,7 +82,7 @@ ROPE = (
 
 CORE = (
     Key("block_count", lambda config: config.n_layers, u32),
-    Key("context_length", whole("max_position_embeddings", "n_positions", "n_ctx"), u32),
+    Key("context_length", whole("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"), u32),
     Key("embedding_length", lambda config: config.width, u32),
     Key("feed_forward_length", lambda config: config.width_ffn, u32),
     Key("attention.head_count", lambda config: config.n_heads, u32),

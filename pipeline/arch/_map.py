@@ -6,7 +6,7 @@ Each source fits the rows of exactly one pattern, or an explicit drop; each row 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.arch._base import Arch, Row, pattern
@@ -16,6 +16,7 @@ from pipeline.types import SourceTensor, View
 from pipeline.views import view_of
 
 HEAD = "lm_head.weight"
+HEADS = (HEAD, "embed_out.weight")
 
 # Where a source belongs: its pattern, its block, its expert (0 where there is none).
 _Place = tuple[str, int, int]
@@ -89,9 +90,9 @@ def _ability(arch: Arch, config: ModelConfig, name: str) -> str | None:
     return None
 
 
-def _places(row: Row, config: ModelConfig, bids: Iterable[int]) -> Iterator[_Place]:
+def _places(row: Row, config: ModelConfig, bids: Sequence[int]) -> Iterator[_Place]:
     for name in row.patterns:
-        for bid in bids if "{bid}" in name else (0,):
+        for bid in bids if "{bid}" in name else [0] * bool(bids):
             for xid in range(config.n_experts) if "{xid}" in name else (0,):
                 yield name, bid, xid
 
@@ -107,7 +108,7 @@ def _place_of(patterns: list[str], name: str) -> _Place | None:
 
 def _is_dropped(arch: Arch, config: ModelConfig, name: str) -> bool:
     # A head that is tied is the embedding matrix again: transformers does not read it either.
-    return (name == HEAD and config.is_tied) or any(pattern(p).fullmatch(name) for p in arch.drop)
+    return (name in HEADS and config.is_tied) or any(pattern(p).fullmatch(name) for p in arch.drop)
 
 
 def _outputs(
@@ -132,7 +133,7 @@ def _one_of(
         wanted = list(_places(row, config, (bid,)))
         missing = [place for place in wanted if place not in found]
         # A head that is neither tied nor there would make a model that cannot answer.
-        is_required = not config.is_tied if row.source == HEAD else not row.optional
+        is_required = not config.is_tied if row.source in HEADS else not row.optional
         n_found = len(wanted) - len(missing)
         if wanted and not missing:
             given.append((row, wanted))
@@ -145,8 +146,9 @@ def _one_of(
     return _output(arch, given[0][0], bid, [found[p] for p in given[0][1]], config) if given else None
 
 
-def _blocks(row: Row, config: ModelConfig) -> Iterable[int]:
-    return row.blocks(config) if any("{bid}" in name for name in row.patterns) else (0,)
+def _blocks(row: Row, config: ModelConfig) -> Sequence[int]:
+    bids = row.blocks(config)
+    return bids if any("{bid}" in name for name in row.patterns) else [0] * bool(bids)
 
 
 def _output(arch: Arch, row: Row, bid: int, sources: list[SourceTensor], config: ModelConfig) -> Mapped:

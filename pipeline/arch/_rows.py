@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipeline.arch._base import Blocks, Row
 from pipeline.arch._config import ModelConfig
-from pipeline.arch._steps import Step, interleave_heads, part
+from pipeline.arch._steps import Step, interleave_heads, part, ungroup
 from pipeline.types import Shape
 
 
@@ -128,6 +128,15 @@ def gated(source: str, ending: str, width: Callable[[ModelConfig], int]) -> tupl
     )
 
 
+def qkv_by_head(source: str) -> tuple[Row, ...]:
+    """Make the rows of queries, keys and values that are fused head by head, with a bias."""
+    steps = (ungroup(lambda config: (config.head_dim,) * 3),)
+    return (
+        Row(f"{source}.weight", "blk.{bid}.attn_qkv.weight", steps, shape=lambda c: (3 * c.width, c.width)),
+        Row(f"{source}.bias", "blk.{bid}.attn_qkv.bias", steps, shape=lambda c: (3 * c.width,)),
+    )
+
+
 def maybe(*rows: Row) -> tuple[Row, ...]:
     """Give *rows* as ones that may be absent."""
     return tuple(replace(row, optional=True) for row in rows)
@@ -149,7 +158,7 @@ def pair(
 def when(key: str, *rows: Row) -> tuple[Row, ...]:
     """Give *rows* as ones that a checkpoint has if config.json's *key* is true, and only then."""
 
-    def blocks(config: ModelConfig) -> Iterable[int]:
+    def blocks(config: ModelConfig) -> Sequence[int]:
         return range(config.n_layers) if config.get(bool, key) else ()
 
     return tuple(replace(row, optional=False, blocks=blocks) for row in rows)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.arch._config import ModelConfig
 from pipeline.errors import FormatError
 from pipeline.types import Shape, View
-from pipeline.views import Computed, Floats, Folded, Joined, RowNumbers, Rows, Shaped, Transposed
+from pipeline.views import Computed, Floats, Folded, Joined, Mxfp4, RowNumbers, Rows, Shaped, Transposed
 
 Step = Callable[[ModelConfig, View], View]
 Sizes = Callable[[ModelConfig], tuple[int, ...]]
@@ -114,6 +114,15 @@ def per_head(config: ModelConfig, view: View) -> View:
     return Shaped(view, (config.n_heads, n_rows // config.n_heads, n_cols))
 
 
+def mxfp4(_config: ModelConfig, views: Sequence[View]) -> View:
+    """Merge the blocks of a tensor, (..., blocks in a row, 16), and their scales, (..., blocks in a row)."""
+    (blocks,), (scales,) = views[0].sources, views[1].sources
+    if len(blocks.shape) < 3 or blocks.shape[-1] != 16:
+        raise FormatError("blocks do not have 16 bytes", expected="(..., 16)", found=blocks.shape)
+    *outer, n_blocks, n_bytes = blocks.shape
+    return Mxfp4(replace(blocks, shape=(*outer, n_blocks * n_bytes)), scales)
+
+
 def transpose(_config: ModelConfig, view: View) -> View:
     """Swap the last two dimensions, as the weights of GPT-2's Conv1D need it."""
     return Transposed(view)
@@ -151,6 +160,19 @@ def minus_exp(_config: ModelConfig, view: View) -> View:
 def _minus_exp(values: Floats) -> None:
     # In float64: the float32 result then is the same whatever the processor's vector instructions.
     np.copyto(values, -np.exp(values.astype(np.float64)), casting="same_kind")
+
+
+def times(factor: Callable[[ModelConfig], float]) -> Step:
+    """Make a step that multiplies every weight by a float32."""
+    return lambda config, view: Computed(view, _Times(factor(config)))
+
+
+@dataclass(frozen=True)
+class _Times:
+    factor: float
+
+    def __call__(self, values: Floats) -> None:
+        values *= np.float32(self.factor)
 
 
 def plus_one(_config: ModelConfig, view: View) -> View:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from pipeline.errors import InputError, PipelineError, ProofError, ResourceError, ToolError
@@ -151,7 +152,12 @@ def _runs(
     checks = []
     for number, (recipe, path, blob) in enumerate(items):
         try:
-            with open_runtime(path, n_ctx=_CONTEXT, patience=60 + blob.size / 50e6) as session:
+            vectors = _vectors(path)
+            patience = 60 + blob.size / 50e6
+            with open_runtime(path, n_ctx=_CONTEXT, patience=patience, embedding=vectors is not None) as session:
+                if vectors is not None:
+                    checks.append(_embeds(recipe, session, pools=vectors))
+                    continue  # nobody prompts it
                 checks.append(_decodes(recipe, session))
                 if number == 0:  # the template is the same in every file
                     checks.append(rendered if isinstance(rendered, Check) else _prompts(session, prompting, rendered))
@@ -159,6 +165,22 @@ def _runs(
             last = (error.found or "").strip().splitlines()[-_LOG_LINES:]
             checks.append(Check(f"{recipe} load", "different", " / ".join([error.what, *last])))
     return checks
+
+
+def _vectors(path: Path) -> bool | None:
+    """Say whether the file tells how to make one vector of a text; None for a model that makes more text."""
+    metadata = read_gguf(path).metadata
+    if not any(key.endswith(".attention.causal") and kv.value is False for key, kv in metadata.items()):
+        return None
+    return any(key.endswith(".pooling_type") for key in metadata)
+
+
+def _embeds(recipe: str, session: ChatSession, *, pools: bool) -> Check:
+    if not pools:
+        return Check(f"{recipe} load", "proven", f"loaded by {session.kind}; the file does not say how to pool vectors")
+    vector = session.embed("Hello")
+    state = "proven" if vector and all(map(isfinite, vector)) and any(vector) else "different"
+    return Check(f"{recipe} load", state, f"a vector of {len(vector)} numbers made by {session.kind}")
 
 
 def _decodes(recipe: str, session: ChatSession) -> Check:

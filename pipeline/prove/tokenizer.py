@@ -10,6 +10,7 @@ from itertools import combinations, islice, product
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UnsupportedError
 from pipeline.gguf import read_gguf
 from pipeline.prove._limits import LIMITS, Engine, Limit, Repair, engine_of
 from pipeline.prove._reference import Reference, open_reference
@@ -92,6 +93,18 @@ def compare_session(session: ChatSession, metadata: dict[str, KV], folder: Path)
         return session.tokenize(text, parse_special=parses_special)
 
     return compare(tokenize, engine_of(metadata), open_reference(folder))
+
+
+def tokenizer_check(session: ChatSession, gguf: Path, folder: Path) -> Check:
+    """Prove the tokenizer of *gguf*, which *session* runs, against the checkpoint in *folder*: one part of a proof.
+
+    Raises:
+        ToolError: if the engine fails.
+    """
+    try:
+        return compare_session(session, read_gguf(gguf).metadata, folder).check()
+    except UnsupportedError as error:  # the library cannot run it: nobody can say what is right
+        return Check("tokenizer", "not checked", f"{error.what}: {error.found}")
 
 
 def compare_vocabulary(gguf: Path, folder: Path) -> Comparison:

@@ -221,6 +221,8 @@ class _Assigner:
 
     def type_of(self, tensor: TensorFacts) -> str:
         """Return the type of the next tensor."""
+        if tensor.type == "MXFP4":  # llama-quantize refuses to quantize twice; named in --tensor-type it copies
+            return tensor.type
         if not _allows_quantization(tensor, self.model.arch):
             return tensor.type
         if not self.recipe.is_quantized:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "arch"
-_NOT_COPIED = ("official*", "reference.npz", "*.safetensors*", "config.json")
+_NOT_COPIED = ("official*", "reference.npz", "*.safetensors*")
 
 
 @dataclass

@@ -24,13 +24,23 @@ MAX_KL, MAX_KL_OF_GELU = 1e-9, 1e-6
 MIN_COSINE = 0.99999  # of the hidden states of an encoder
 
 # Fixtures of which the engine computes something else on purpose.
-KNOWN_KL = {"falcon_mamba": 2e-9}  # one epsilon for all norms
+KNOWN_KL = {
+    "bloom": MAX_KL_OF_GELU,  # these two have it without saying so in config.json
+    "mpt": MAX_KL_OF_GELU,
+    "falcon_mamba": 2e-9,  # one epsilon for all norms
+    "gpt_oss": 5e-5,  # activations beside MXFP4 weights are rounded to Q8_0; gpt_oss_bf16 has the same weights
+}
+MIN_AGREEMENT = {"gpt_oss": 0.95}  # of the most likely tokens
+
+# The official file lacks the factor before a tied head, without which all probabilities are wrong.
+ADDED_TENSORS = {"t5_v10": {"output.weight"}}
 
 # Tensors that hold an exponential: ours is rounded correctly; torch's differs in last bits, as do those of C libraries.
 ROUNDED = (".ssm_a",)
 
 # Keys of the official converter that we leave out or add, each with the reason.
 OURS_ONLY = {
+    "general.file_type": "the converters of MPT and GPT-NeoX do not write it",
     "gguf_pipeline.byte_version": "tells which bytes this version writes",
     "tokenizer.ggml.tokens": "compared with official_vocab.json.gz",
     "tokenizer.ggml.scores": "compared with official_vocab.json.gz",
@@ -52,6 +62,9 @@ BY_NUMBER = {
 WORDPIECE = {name: {"tokenizer.ggml.pre"} for name in ("bert", "distilbert", "nomic_bert")}
 UNIGRAM = {name: {"tokenizer.ggml.precompiled_charsmap"} for name in ("t5", "t5_v10", "xlm_roberta")}
 OTHER_KEYS = {**BY_NUMBER, **WORDPIECE, **UNIGRAM}
+OTHER_KEYS["bloom"] = {"bloom.context_length"}  # the official converter takes the width where seq_length is missing
+OTHER_KEYS["gpt_oss"] = {"general.file_type"}  # the official converter writes MXFP4_MOE for every precision
+OTHER_KEYS["t5_v10"] |= {"general.size_label"}  # with the added tensor
 
 
 class Converted(dict[str, gguf.GgufFile]):
@@ -91,9 +104,11 @@ def test_every_architecture_has_a_golden_fixture() -> None:
 def test_tensors_equal_the_official_converter(name: str, converted: Converted) -> None:
     """Names, shapes, types and bytes of all tensors are those of llama.cpp's own converter."""
     file = converted[name]
+    extra = {t.name for t in file.tensors} - {t["name"] for t in _official(name)["tensors"]}
+    assert extra == ADDED_TENSORS.get(name, set())
     expected = {t["name"]: (_as_ggml(t["shape"]), t["dtype"], t["sha256"]) for t in _official(name)["tensors"]}
     found = {}
-    for tensor in file.tensors:
+    for tensor in (t for t in file.tensors if t.name not in extra):
         data = np.empty(tensor.n_bytes, np.uint8)
         file.read_tensor_bytes(tensor, 0, data)
         is_rounded = tensor.name.endswith(ROUNDED) and tensor.name in expected
@@ -135,9 +150,13 @@ def test_logits_equal_the_reference(name: str, converted: Converted, libllama: A
         states = libllama.hidden_states(converted[name].path, expected["input_ids"])
         assert _cosine(expected["last_hidden_state"], states) > MIN_COSINE
         return
-    got = libllama.logits(converted[name].path, expected["input_ids"])
+    if "decoder_input_ids" in expected:
+        got = libllama.seq2seq_logits(converted[name].path, expected["input_ids"], expected["decoder_input_ids"])
+    else:
+        got = libllama.logits(converted[name].path, expected["input_ids"])
     assert reference.mean_kl(expected["logits"], got) < _max_kl(name)
-    assert (expected["logits"].argmax(-1) == got.argmax(-1)).all()
+    agreement = (expected["logits"].argmax(-1) == got.argmax(-1)).mean()
+    assert agreement >= MIN_AGREEMENT.get(name, 1)
 
 
 def _as_ggml(shape: list[int]) -> tuple[int, ...]:

@@ -49,6 +49,23 @@ def test_a_good_file_is_proven(item: Item, prompting: prove.Prompting, llama: An
 
 
 @pytest.mark.native
+@pytest.mark.parametrize(("name", "detail"), [("bert", "a vector of 64 numbers"), ("roberta", "how to pool")])
+def test_an_embedding_model_makes_a_vector(
+    name: str, detail: str, repository: Path, llama: Any, silent_log: Any, tmp_path: Path
+) -> None:
+    """An encoder is loaded and asked for a vector, if it says how to pool, where others are asked for tokens."""
+    path = tmp_path / "encoder.gguf"
+    with flow.prepare(str(repository / "tests" / "fixtures" / "arch" / name), silent_log) as prepared:
+        plan = flow.plans.make_plan(prepared.blueprint, "Q8_0")
+        blob = flow.write([plan], [path], silent_log)[0]
+    checks = _files(("Q8_0", path, blob), prove.Prompting(None))
+    assert {name: check.state for name, check in checks.items()} == dict.fromkeys(
+        ("Q8_0 blob", "Q8_0 file", "Q8_0 load"), "proven"
+    )
+    assert detail in checks["Q8_0 load"].detail
+
+
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("change", "state", "part"),
     [

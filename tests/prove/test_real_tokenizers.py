@@ -52,7 +52,6 @@ KNOWN: dict[str, tuple[str, str, set[str]]] = {
 
 
 @pytest.mark.real_tokenizers
-@pytest.mark.skipif(_FOLDER is None, reason="GGUF_PIPELINE_REAL_TOKENIZERS names no folder")
 @pytest.mark.parametrize("name", _NAMES)
 def test_a_real_tokenizer_is_proven(engine_tokenize: Callable[..., Any], name: str) -> None:
     """llama.cpp, given our keys, cuts as the model's own tokenizer, but for the limits that are known to show."""

@@ -15,7 +15,14 @@ from pipeline.errors import UnsupportedError
 from pipeline.prove._limits import LIMITS, engine_of
 from pipeline.prove._reference import Reference, guarded, open_reference
 from pipeline.prove._stub import write_stub
-from pipeline.prove.tokenizer import Comparison, compare, compare_checkpoint, compare_session, compare_vocabulary
+from pipeline.prove.tokenizer import (
+    Comparison,
+    compare,
+    compare_checkpoint,
+    compare_session,
+    compare_vocabulary,
+    tokenizer_check,
+)
 from pipeline.runtime import open_runtime
 from pipeline.tokenizer import read_tokenizer
 from pipeline.tokenizer.pretokenizers import ROWS, write_steps
@@ -229,7 +236,12 @@ def test_a_file_and_a_session_compare_alike(llama: Any, demo: Path, tmp_path: Pa
     from_file = compare_vocabulary(path, demo)
     with open_runtime(path, n_ctx=64) as session:
         from_session = compare_session(session, {kv.key: kv for kv in tokenizer.metadata}, demo)
+        check = tokenizer_check(session, path, demo)
+        (tmp_path / "tokenizer.json").write_text('{"model": 5}', "utf-8")
+        unknown = tokenizer_check(session, path, tmp_path)
     assert from_file == from_session
+    assert check == from_file.check()
+    assert (unknown.name, unknown.state) == ("tokenizer", "not checked")
     assert from_file.unexplained == ()
     assert set(from_file.limits) == {"nfc"}
 

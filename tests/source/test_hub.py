@@ -67,10 +67,13 @@ def test_only_the_shards_of_the_index_come(hub: Any, files: dict[str, bytes], fe
 def test_names_that_climb_out_are_not_taken() -> None:
     """What a Hub lists outside the places that are read is left out, however it begins."""
     good = ["config.json", "model.safetensors", "LICENSE", "additional_chat_templates/tool.jinja"]
+    good += ["modules.json", "1_Pooling/config.json"]
     evil = [
         "LICENSE/../../x",
         "tokenizer/../x.json",
         "additional_chat_templates/../../x.jinja",
+        "../_Pooling/config.json",
+        "a/b_Pooling/config.json",
         "/LICENSE",
         "../README.md",
     ]

@@ -1,0 +1,67 @@
+"""MXFP4: 32 elements of 4 bits (E2M1) with one scale that is a power of two (E8M0), as gpt-oss is published."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.quant._base import F32, U8, U32, BlockType
+
+_BLOCK: Final = np.dtype([("e", "u1"), ("qs", "u1", 16)])
+# Twice the values of E2M1; `_scales` are half of what the exponents say.
+_VALUES: Final = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+
+
+class _Type(BlockType):
+    name = "MXFP4"
+    id = 39
+    block_size = 32
+    type_size = _BLOCK.itemsize
+    tile_blocks = 1 << 10
+
+    def quantize_blocks(self, x: F32, out: U8) -> None:
+        """Mirror `quantize_row_mxfp4_ref`."""
+        y = out.view(_BLOCK)[:, 0]
+        amax = np.fmax.reduce(np.abs(x), axis=1, initial=0)
+        y["e"] = _exponents(amax)
+        nearest = _nearest(np.abs(x), _scales(y["e"])[:, None])
+        nearest[(x < 0) & (nearest > 0)] += 8
+        y["qs"] = nearest[:, :16] | nearest[:, 16:] << np.uint8(4)
+
+    def dequantize_blocks(self, data: U8, out: F32) -> None:
+        """Mirror `dequantize_row_mxfp4`."""
+        x = data.view(_BLOCK)[:, 0]
+        out[:, :16] = _VALUES[x["qs"] & np.uint8(15)]
+        out[:, 16:] = _VALUES[x["qs"] >> np.uint8(4)]
+        out *= _scales(x["e"])[:, None]
+
+
+def _exponents(amax: F32) -> U8:
+    """Mirror `(uint8_t) (floorf(log2f(amax)) - 2 + 127)`, which wraps for the smallest numbers."""
+    logarithm = np.log2(amax.astype(np.float64)).astype(np.float32)
+    whole = np.floor(np.clip(np.nan_to_num(logarithm), -1000, 1000)).astype(np.int32)
+    return np.where(amax > 0, whole + 125, 0).astype(np.uint8)
+
+
+def _scales(e: NDArray[np.uint8]) -> F32:
+    """Mirror `ggml_e8m0_to_fp32_half`."""
+    wide = e.astype(np.uint32)
+    bits: U32 = np.where(wide < 2, np.uint32(0x00200000) << wide, (wide - np.uint32(1)) << np.uint32(23))
+    return bits.view(np.float32)
+
+
+def _nearest(x: F32, scale: F32) -> U8:
+    """Mirror `best_index_mxfp4` for numbers that are not negative: of equally near values the first."""
+    best = np.zeros(x.shape, np.uint8)
+    smallest = x.copy()
+    for index in range(1, 8):
+        error = np.abs(_VALUES[index] * scale - x)
+        is_nearer = error < smallest
+        best[is_nearer] = index
+        np.copyto(smallest, error, where=is_nearer)
+    return best
+
+
+TYPE = _Type()
