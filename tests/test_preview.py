@@ -71,6 +71,18 @@ def test_the_plan_is_shown_before_the_refusal(command: tuple[str, ...], monkeypa
             assert "not enough disk space" in json.loads(done.stdout)[0]["refusals"][0]
 
 
+def test_a_gguf_has_a_plan(tmp_path: Path, silent_log: Any) -> None:
+    """Quantized from a GGUF, again from quantized weights, and as it is: each has time and memory."""
+    path = tmp_path / "own.gguf"
+    flow.convert("demo", path, "Q8_0", silent_log)
+    with flow.prepare(str(path), silent_log, requantize=True) as prepared:
+        again, own = (preview.describe_plan(prepared, recipe, 512) for recipe in ("Q4_0", "Q8_0"))
+    assert own["file_bytes"] == path.stat().st_size
+    assert again["seconds"] > 0
+    assert min(own["memory_bytes"], again["memory_bytes"]) > 30e6
+    assert own["kv_cache_bytes"] == again["kv_cache_bytes"] == 2 * 2 * 3 * 128 * 512
+
+
 def test_dropped_tensors_are_named(demo: Path, tmp_path: Path) -> None:
     """A head that config.json ties to the embeddings goes into no tensor: named, with its size, and noted."""
     shutil.copytree(demo, tmp_path / "model")

@@ -60,6 +60,19 @@ def test_measuring_changes_no_byte(silent_log: Any, tmp_path: Path, monkeypatch:
     assert digests["all"] == digests["none"]
 
 
+def test_a_gguf_has_itself_as_source(silent_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GGUF that is published as it is keeps all values; its own digest is the source's and the file's."""
+    monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
+    flow.convert("demo", tmp_path / "own.gguf", "F16", silent_log)
+    made = flow.package(flow.Job(str(tmp_path / "own.gguf"), ("F16", "Q8_0"), proof="none"), silent_log)
+    digest = hashlib.sha256((tmp_path / "own.gguf").read_bytes()).hexdigest()
+    assert [(one.name, one.sha256) for one in made.sources] == [("own.gguf", digest)]
+    assert made.files[0].digest == f"sha256:{digest}"
+    errors = [[row.error and row.error.rmse for row in file.tensors] for file in made.files]
+    assert set(errors[0]) == {0.0}
+    assert sum(1 for rmse in errors[1] if rmse) == 22
+
+
 def test_a_report_is_found_by_the_manifest(silent_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each quantization and "latest" lead to the same report, a name that was published again to the newer one."""
     _publish(silent_log, tmp_path, monkeypatch)

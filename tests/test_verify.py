@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
@@ -180,6 +181,33 @@ def test_a_folder_cannot_prove_a_commit(demo: Path, tmp_path: Path, silent_log: 
     assert verify.compare_headers(file, plan, is_folder=False).state == "proven"
     other = plans.make_plan(from_checkpoint(checkpoint, tokenizer, Source("Other-Name", demo)), "Q8_0")
     assert verify.compare_headers(file, other, is_folder=False).state == "different"
+
+
+def test_a_gguf_can_be_the_source(make: Make, check: Verify, tmp_path: Path, silent_log: Any) -> None:
+    """A file that was quantized from a GGUF is proven by that GGUF, and each GGUF by itself."""
+    auto, small = make("auto"), tmp_path / "small.gguf"
+    flow.quantize(auto, small, "Q4_K_M", silent_log)
+    for model in (auto, small):
+        found = check(small, model, sample=None)
+        assert set(_states(found).values()) == {"proven"}
+        assert found.recipe == "Q4_K_M"
+    _flip_row(small, CHANGED, 11)
+    assert _states(check(small, auto, sample=None))["data"] == "different"
+
+
+def test_a_merged_adapter_is_named(
+    demo: Path, tmp_path: Path, silent_log: Any, check: Verify, oracle: Callable[[str], Any]
+) -> None:
+    """With the adapter the file is proven; without it the changed tensor is found."""
+    rng = np.random.default_rng(0)
+    module = "model.layers.1.mlp.up_proj"
+    parts = {f"{module}.lora_A.weight": (2, 256), f"{module}.lora_B.weight": (768, 2)}
+    tensors = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in parts.items()}
+    adapter = oracle("adapters").save_adapter(tmp_path / "tuned", tensors, r=2, lora_alpha=4)
+    path = tmp_path / "tuned.gguf"
+    flow.convert(str(demo), path, "auto", silent_log, adapter=adapter)
+    assert set(_states(check(path, adapter=adapter, sample=None)).values()) == {"proven"}
+    assert [tensor.name for tensor in check(path, sample=None).tensors if not tensor.equal] == [CHANGED]
 
 
 @given(
