@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import flow, report
+from pipeline import flow, report, verify
 from pipeline.errors import FormatError, UsageError
 from pipeline.store import Store, local_name
 
@@ -71,6 +71,28 @@ def test_a_gguf_has_itself_as_source(silent_log: Any, tmp_path: Path, monkeypatc
     errors = [[row.error and row.error.rmse for row in file.tensors] for file in made.files]
     assert set(errors[0]) == {0.0}
     assert sum(1 for rmse in errors[1] if rmse) == 22
+
+
+def test_the_commit_and_the_digests_of_the_hub_are_kept(
+    hub: Any, demo: Path, silent_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a repository the commit is named; weights that stream in have the digest that the Hub and the file have."""
+    monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
+    names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+    files = {name: (demo / name).read_bytes() for name in names}
+    hub.repo("org/demo", files, lfs=(".safetensors",))
+    made = flow.package(flow.Job("org/demo", ("Q8_0",), proof="none"), silent_log)
+    assert made.source["repository"] == "org/demo"
+    assert len(made.source["commit"]) == 40
+    found = {one.name: one for one in made.sources}
+    assert {name: one.sha256 for name, one in found.items()} == {
+        name: hashlib.sha256(data).hexdigest() for name, data in files.items()
+    }
+    assert (found["model.safetensors"].by, found["config.json"].by) == ("cache", "content")
+    path = Store(tmp_path / "registry").model_path(local_name("demo:Q8_0"))
+    verified = verify.verify_against(path, "org/demo", silent_log)
+    assert {check.state for check in verified.checks} == {"proven"}
+    assert "cannot be proven" not in verified.checks[1].detail
 
 
 def test_a_report_is_found_by_the_manifest(silent_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
