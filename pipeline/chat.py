@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import FormatError, InputError
+from pipeline.errors import InputError
 from pipeline.gguf import read_gguf
 from pipeline.runtime import ChatSession, open_runtime
 from pipeline.store import Store, local_name, local_store_root
-from pipeline.store.manifest import MODEL, PARAMS, SYSTEM
+from pipeline.store.manifest import PARAMS, SYSTEM
 
 # Ollama's names of the settings that llama.cpp's server takes too; where it has another name, that one.
 _OPTIONS = {
@@ -66,13 +66,12 @@ def find_target(ref: str) -> Target:
         return Target(path)
     store = Store(local_store_root())
     name = local_name(ref)
+    gguf = store.model_path(name)
     layers = {layer.media_type: store.blob_path(layer.blob.digest) for layer in store.read_manifest(name).layers}
-    if MODEL not in layers:
-        raise FormatError("the manifest names no model", where=name, hint="publish it again")
     system = layers[SYSTEM].read_text(encoding="utf-8") if SYSTEM in layers else None
     parameters = json.loads(layers[PARAMS].read_bytes()) if PARAMS in layers else {}
-    read_gguf(layers[MODEL])
-    return Target(layers[MODEL], system, parameters)
+    read_gguf(gguf)
+    return Target(gguf, system, parameters)
 
 
 @contextlib.contextmanager

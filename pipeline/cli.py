@@ -121,6 +121,7 @@ for command in (
     stock.gc,
     look.models,
     look.inspect,
+    look.verify,
     look.doctor,
 ):
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 import sys
@@ -16,7 +17,10 @@ from pipeline.errors import PipelineError
 from pipeline.runtime.llama import BUILD_HINT, find_llama
 from pipeline.runtime.ollama import TRIED, daemon_url, daemon_version, find_ollama
 from pipeline.runtime.prebuilt import prebuilt_version
+from pipeline.runtime.registry import probe_registry
 from pipeline.store import local_store_root, ollama_store_root, registry_address
+
+_LITTLE = 5_000_000_000  # bytes: a 7 B model in Q4_K_M
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,11 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything; a part that fails to look says so instead of stopping the others."""
-    return [finding for part in (_tool, _llama, _prebuilt, _engine, _ollama, _stores) for finding in _guarded(part)]
+    return [
+        finding
+        for part in (_tool, _llama, _prebuilt, _engine, _ollama, _stores, _registry)
+        for finding in _guarded(part)
+    ]
 
 
 def _guarded(part: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -87,8 +95,30 @@ def _ollama() -> Iterator[Finding]:
 
 
 def _stores() -> Iterator[Finding]:
-    for name, root in (("our registry", local_store_root()), ("Ollama's store", ollama_store_root())):
+    for name, root, setting in (
+        ("our registry", local_store_root(), "GGUF_PIPELINE_STORE"),
+        ("Ollama's store", ollama_store_root(), "OLLAMA_MODELS"),
+    ):
         there = next(p for p in (root, *root.parents) if p.exists())
-        free = shutil.disk_usage(there).free / 1e9
-        yield Finding(name, True, f"{root}, {free:.1f} GB free")
-    yield Finding("address", True, f"{registry_address()} (gguf-pipeline serve)")
+        free = shutil.disk_usage(there).free
+        detail = f"{root}, {free / 1e9:.1f} GB free"
+        if not os.access(there, os.W_OK | os.X_OK):
+            yield Finding(name, False, f"{detail}, not writable", f"set {setting} to a folder of your own")
+        elif free < _LITTLE:
+            yield Finding(name, False, f"{detail}, too little for most models", f"free some, or set {setting}")
+        else:
+            yield Finding(name, True, detail)
+
+
+_ADVICE = {
+    "absent": "gguf-pipeline serve",
+    "other": "stop that program, or choose another port: GGUF_PIPELINE_ADDR=127.0.0.1:11501",
+    "broken": "restart it: gguf-pipeline serve",
+    "empty": "gguf-pipeline publish demo",
+}
+
+
+def _registry() -> Iterator[Finding]:
+    address = registry_address()
+    found = probe_registry(address)
+    yield Finding("registry", found.state in ("ready", "empty"), f"{address}: {found.detail}", _ADVICE.get(found.state))

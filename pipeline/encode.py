@@ -7,10 +7,9 @@ the number of threads.  Memory is one tile, with its encodings, for each tile in
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,9 @@ from pipeline import quant
 from pipeline.checkpoint import TensorReader
 from pipeline.errors import FormatError
 from pipeline.gguf import GgufWriter, tensor_bytes
+from pipeline.machine import usable_cores
+from pipeline.measure import ErrorMeter, Sums, keeps_values
+from pipeline.quant import SCRATCH_BYTES
 from pipeline.types import Blob, Plan, PlannedTensor, View
 
 # Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
@@ -75,6 +77,14 @@ class _Scratch:
         return self.bytes("floats", n_rows, n_cols * 4).view(np.float32)
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """What became of a tile, for each output: its bytes (n_rows, row_bytes), and sums of errors where measured."""
+
+    parts: list[np.ndarray]
+    sums: list[Sums | None]
+
+
 def encode(
     outputs: Sequence[Output],
     reader: TensorReader,
@@ -82,6 +92,7 @@ def encode(
     threads: int = 0,
     progress: Progress | None = None,
     on_error: Callable[[], None] | None = None,
+    meter: ErrorMeter | None = None,
 ) -> list[Blob]:
     """Write the files of *outputs*, which are plans of one blueprint, and return their digests in the same order.
 
@@ -91,6 +102,7 @@ def encode(
         threads: worker threads; 0 means one for each core.
         progress: called with the weights done and the weights in all, from the calling thread.
         on_error: called first when something fails, so that threads which wait for a download wait no longer.
+        meter: measures the errors of what is encoded.
 
     Raises:
         FormatError: if a source is truncated, or holds NaN or Inf, or does not fit the type of an output.
@@ -104,34 +116,60 @@ def encode(
         pool = stack.enter_context(ThreadPoolExecutor(workers, "encode"))
         if on_error is not None:
             stack.push(lambda kind, _error, _trace: on_error() if kind else None)
-        for tile, parts in _in_order(pool, workers, _tiles(outputs), reader):
-            for writer, tensor, part in zip(writers, tile.tensors, parts, strict=True):
+        tiles = _tiles(zip(*(out.plan.tensors for out in outputs), strict=True))
+        for tile, encoded in _in_order(pool, workers, tiles, reader, meter):
+            for output, (writer, tensor, part) in enumerate(zip(writers, tile.tensors, encoded.parts, strict=True)):
                 if tile.first == 0:
                     writer.begin(tensor)
                 writer.write(part)
                 if tile.stop == tensor.n_rows:
                     writer.end()
+                if meter and (sums := encoded.sums[output]):
+                    meter.add(outputs[output].plan.recipe, tensor, sums)
             done += (tile.stop - tile.first) * tile.tensors[0].n_cols
             if progress:
                 progress(done, total)
         return [writer.commit() for writer in writers]
 
 
+def derive(
+    tensors: Sequence[PlannedTensor], reader: TensorReader, *, threads: int = 0
+) -> Iterator[tuple[PlannedTensor, int, np.ndarray]]:
+    """Encode *tensors* as `encode` does, but write nothing: yield tensor, first row and bytes (n_rows, row_bytes).
+
+    The bytes are valid until the next ones are asked for.
+
+    Raises:
+        FormatError: as `encode` does.
+    """
+    workers = threads or usable_cores()
+    with ThreadPoolExecutor(workers, "derive") as pool:
+        for tile, encoded in _in_order(pool, workers, _tiles((tensor,) for tensor in tensors), reader):
+            yield tile.tensors[0], tile.first, encoded.parts[0]
+
+
 def memory_bytes(plans: Sequence[Plan], threads: int) -> int:
-    """Estimate the most memory that `encode` takes for its tiles: raw bytes, float32 values and encodings of each."""
-    largest = max((max(TILE_ELEMENTS, t.n_cols) for t in plans[0].tensors), default=TILE_ELEMENTS)
-    return (threads + 2) * largest * (2 + 4 + 2 * len(plans))
+    """Estimate the most memory that `encode` takes: tiles in flight, and what each worker uses beside them."""
+    raw = made = 0
+    scratch = 0
+    for tensors in zip(*(plan.tensors for plan in plans), strict=True):
+        first = tensors[0]
+        n = min(first.n_rows, max(1, TILE_ELEMENTS // first.n_cols)) * first.n_cols
+        dtype = first.view.dtype if first.view else first.type
+        kinds = {tensor.type for tensor in tensors} - {dtype}
+        raw = max(raw, _bytes_of(dtype, n))
+        made = max(made, sum(_bytes_of(kind, n) for kind in kinds) + 4 * n if kinds else 0)
+        scratch = SCRATCH_BYTES if kinds - {"F32", "F16", "BF16"} else scratch
+    # Beside its tile a worker has the tile's bits, checked for NaN, and the scratch memory of the kernels.
+    return (threads + 2) * (raw + made) + threads * (2 * raw + scratch)
 
 
-def usable_cores() -> int:
-    """Count the cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _bytes_of(kind: str, n: int) -> int:
+    return tensor_bytes(kind, (n,))
 
 
-def _tiles(outputs: Sequence[Output]) -> Iterator[_Tile]:
-    for tensors in zip(*(out.plan.tensors for out in outputs), strict=True):
+def _tiles(planned: Iterable[tuple[PlannedTensor, ...]]) -> Iterator[_Tile]:
+    for tensors in planned:
         n_rows, n_cols = tensors[0].n_rows, tensors[0].n_cols
         step = max(1, TILE_ELEMENTS // n_cols)
         for first in range(0, n_rows, step):
@@ -139,15 +177,19 @@ def _tiles(outputs: Sequence[Output]) -> Iterator[_Tile]:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, workers: int, tiles: Iterator[_Tile], reader: TensorReader
-) -> Iterator[tuple[_Tile, list[np.ndarray]]]:
+    pool: ThreadPoolExecutor,
+    workers: int,
+    tiles: Iterator[_Tile],
+    reader: TensorReader,
+    meter: ErrorMeter | None = None,
+) -> Iterator[tuple[_Tile, _Encoded]]:
     """Encode tiles on the pool, a few ahead of the writer, and give them back in their order."""
     free: queue.SimpleQueue[_Scratch] = queue.SimpleQueue()
     for _ in range(workers + 2):
         free.put(_Scratch())
-    waiting: deque[tuple[_Tile, _Scratch, Future[list[np.ndarray]]]] = deque()
+    waiting: deque[tuple[_Tile, _Scratch, Future[_Encoded]]] = deque()
 
-    def oldest() -> Iterator[tuple[_Tile, list[np.ndarray]]]:
+    def oldest() -> Iterator[tuple[_Tile, _Encoded]]:
         tile, scratch, future = waiting.popleft()
         yield tile, future.result()
         free.put(scratch)
@@ -157,7 +199,7 @@ def _in_order(
             if free.empty():
                 yield from oldest()
             scratch = free.get()
-            waiting.append((tile, scratch, pool.submit(_encode_tile, tile, reader, scratch)))
+            waiting.append((tile, scratch, pool.submit(_encode_tile, tile, reader, scratch, meter)))
         while waiting:
             yield from oldest()
     finally:
@@ -165,8 +207,8 @@ def _in_order(
             future.cancel()
 
 
-def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[np.ndarray]:
-    """Return the bytes (n_rows, row_bytes) of one tile for each output."""
+def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch, meter: ErrorMeter | None) -> _Encoded:
+    """Read, check and decode one tile, and encode it for each output; a type that several want is made once."""
     tensor = tile.tensors[0]
     view = tensor.view
     assert view is not None  # noqa: S101  only hand-made plans, for headers, have none
@@ -177,6 +219,7 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[n
         _check_finite(raw, view.dtype, view, tensor, tile.first)
     floats: np.ndarray | None = None
     made = {view.dtype: raw}
+    sums: dict[str, Sums] = {}
     for planned in tile.tensors:
         if planned.type in made:
             continue
@@ -188,8 +231,10 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch) -> list[n
         kind.quantize_rows(floats, part)
         if planned.type == "F16":
             _check_overflow(part, floats, planned, tile.first)
+        if meter and not keeps_values(view.dtype, planned.type):
+            sums[planned.type] = meter.measure(planned, floats, part, tile.first)
         made[planned.type] = part
-    return [made[planned.type] for planned in tile.tensors]
+    return _Encoded([made[t.type] for t in tile.tensors], [sums.get(t.type) for t in tile.tensors])
 
 
 def _decode(

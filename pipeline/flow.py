@@ -7,7 +7,6 @@ alone.  Each stage lives in its own package; this file only joins them.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,11 +23,13 @@ from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
 from pipeline.gguf import copy_file, read_gguf
+from pipeline.measure import LEVELS, ErrorMeter
+from pipeline.provenance import SourceFile, SourceHashes, files_of, weights_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import OpenSource, Weights, aliases, open_source
 from pipeline.tokenizer import Tokenizer, read_tokenizer
-from pipeline.types import Blob, Check, Modelfile, Plan, Source
+from pipeline.types import Blob, Check, Modelfile, Plan, Source, SourceTensor
 
 DEFAULT_QUANT = "Q4_K_M"
 
@@ -52,7 +53,8 @@ class Job:
 
     *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
     its alias says.  *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
-    merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.
+    merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
+    says which rows are compared with the source (a name in measure.LEVELS).
     """
 
     model: str
@@ -66,17 +68,22 @@ class Job:
     overrides: modelfiles.Overrides = field(default_factory=modelfiles.Overrides)
     requantize: bool = False
     adapter: Path | None = None
+    errors: str = "sample"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model whose headers are read: everything but the weights, which may still be on their way."""
+    """A model whose headers are read: everything but the weights, which may still be on their way.
+
+    *tensors* are those of the checkpoint, by name; none where the model is a GGUF.
+    """
 
     opened: OpenSource
     tokenizer: Tokenizer
     blueprint: blueprints.Blueprint
     generation_config: Mapping[str, Any]
     licenses: tuple[str, ...]
+    tensors: Mapping[str, SourceTensor] = field(default_factory=dict)
 
     @property
     def source(self) -> Source:
@@ -90,8 +97,9 @@ def package(job: Job, log: Log) -> Report:
     Raises:
         PipelineError: from any stage; nothing is published then.
     """
-    started = time.monotonic()
+    clock = reports.Stopwatch()
     check_job(job)
+    meter = ErrorMeter(every) if (every := LEVELS[job.errors]) else None
     with (
         publish.open_target(job.target) as target,
         prepare(job.model, log, "stream", requantize=job.requantize, adapter=job.adapter) as prepared,
@@ -100,13 +108,19 @@ def package(job: Job, log: Log) -> Report:
         planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
         modelfile = make_modelfile(prepared, job)
         target.check(*model_name(job, prepared), job.quants)
-        with target.staging([plan.file_bytes for plan in planned]) as paths:
-            blobs = write(planned, paths, log, job.threads, prepared.opened)
+        clock.lap("read")
+        with target.staging([plan.file_bytes for plan in planned]) as paths, hashed(prepared, planned) as hashes:
+            blobs = write(planned, paths, log, job.threads, prepared.opened, meter)
+            clock.lap("write")
+            sources = hashes.result()
+            clock.lap("hash sources")
             checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
+            clock.lap("prove")
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
             published = target.publish(release, log.stage)
         checks += (*prove.published(target.store, published.names), *published.checks)
-    made = make_report(job, prepared, planned, blobs, modelfile, published, checks, time.monotonic() - started)
+        clock.lap("publish")
+    made = make_report(job, prepared, planned, blobs, modelfile, published, checks, sources, meter, clock)
     reports.save(made)
     return made
 
@@ -115,12 +129,14 @@ def check_job(job: Job) -> None:
     """Refuse what cannot work before anything is fetched.
 
     Raises:
-        UsageError: if the name, the proof or a setting of the runtime is wrong.
+        UsageError: if the name, the proof, the way to measure errors or a setting of the runtime is wrong.
     """
     if job.name is not None:
         publish.require_name(job.name)
     if job.proof not in prove.LEVELS:
         raise UsageError("no such proof", expected=" or ".join(prove.LEVELS), found=job.proof)
+    if job.errors not in LEVELS:
+        raise UsageError("no such way to measure errors", expected=" or ".join(LEVELS), found=job.errors)
     if job.proof != "none":
         runtime_at_hand()
 
@@ -157,7 +173,9 @@ def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
     tokenizer = read_tokenizer(source.folder, config.raw)
     blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
     opened = replace(opened, source=source)
-    return Prepared(opened, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses())
+    return Prepared(
+        opened, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses(), checkpoint.tensors
+    )
 
 
 def _prepare_gguf(opened: OpenSource, requantize: bool) -> Prepared:
@@ -197,12 +215,25 @@ def quantize(
     return plan, write([plan], [path], log, threads)[0]
 
 
+def hashed(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:
+    """Make what hashes the files that *planned* are made of, while they are written."""
+    source, weights = prepared.source, weights_of(planned[0].tensors)
+    prepared.opened.prefer(weights)
+    folders = () if source.gguf else (source.folder, source.adapter) if source.adapter else (source.folder,)
+    return SourceHashes(source.folder, files_of(folders, weights), prepared.opened.wait)
+
+
 def write(
-    planned: Sequence[Plan], paths: Sequence[Path], log: Log, threads: int = 0, opened: OpenSource | None = None
+    planned: Sequence[Plan],
+    paths: Sequence[Path],
+    log: Log,
+    threads: int = 0,
+    opened: OpenSource | None = None,
+    meter: ErrorMeter | None = None,
 ) -> list[Blob]:
     """Read every source tensor once and write all planned files; copy those that exist already.
 
-    Weights of *opened* may still be on their way.
+    Weights of *opened* may still be on their way; *meter* measures the errors of what is encoded.
     """
     check_disk(planned, paths)
     written: dict[Path, Blob] = {}
@@ -213,17 +244,19 @@ def write(
                 written[out.path] = copy_file(out.plan.verbatim, out.path, out.plan.file_bytes, progress)
     rest = [out for out in outputs if out.path not in written]
     if rest:
-        written |= {out.path: blob for out, blob in zip(rest, _encode(rest, log, threads, opened), strict=True)}
+        written |= {out.path: blob for out, blob in zip(rest, _encode(rest, log, threads, opened, meter), strict=True)}
     return [written[path] for path in paths]
 
 
-def _encode(outputs: Sequence[Output], log: Log, threads: int, opened: OpenSource | None) -> list[Blob]:
+def _encode(
+    outputs: Sequence[Output], log: Log, threads: int, opened: OpenSource | None, meter: ErrorMeter | None
+) -> list[Blob]:
     if opened is not None:
-        sources = (source for tensor in outputs[0].plan.tensors if tensor.view for source in tensor.view.sources)
-        opened.prefer(dict.fromkeys(source.path for source in sources))
+        opened.prefer(weights_of(outputs[0].plan.tensors))
     names = ", ".join(out.plan.recipe for out in outputs)
     with TensorReader(ready=opened.wait if opened else None) as reader, log.bar(f"writing {names}") as progress:
-        return encode(outputs, reader, threads=threads, progress=progress, on_error=opened.stop if opened else None)
+        stop = opened.stop if opened else None
+        return encode(outputs, reader, threads=threads, progress=progress, on_error=stop, meter=meter)
 
 
 def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
@@ -338,23 +371,31 @@ def make_report(
     modelfile: Modelfile,
     published: publish.Published,
     checks: tuple[Check, ...],
-    seconds: float,
+    sources: tuple[SourceFile, ...],
+    meter: ErrorMeter | None,
+    clock: reports.Stopwatch,
 ) -> Report:
     """Say what was made of what, and what was proven."""
     digests = {name.tag: (str(name), digest) for name, digest in zip(published.names, published.digests, strict=True)}
     files = tuple(
-        reports.PublishedFile(*digests[plan.recipe], plan.recipe, blob.digest, blob.size, reports.count_types(plan))
+        reports.describe_file(*digests[plan.recipe], plan, blob, meter.errors(plan) if meter else None)
         for plan, blob in zip(planned, blobs, strict=True)
     )
     return Report(
         model=job.model,
         source=reports.describe_source(prepared.source),
+        sources=sources,
         files=files,
         checks=checks,
         notes=prepared.blueprint.notes,
         commands=published.commands,
         family=modelfile.family,
         pre_tokenizer=prepared.tokenizer.pre,
-        seconds=seconds,
+        tokenizer=reports.describe_tokenizer(prepared.blueprint.metadata),
+        errors=job.errors,
+        sample_every=meter.every if meter else None,
+        llama_cpp=None if job.proof == "none" else runtime_at_hand(),
+        timings=clock.stages(),
+        seconds=clock.seconds,
         path=reports.report_path(files[0].name),
     )

@@ -5,25 +5,49 @@ Facts that may not go into the GGUF (paths, times, versions) live here.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import platform
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+import numpy as np
 
 from pipeline import __version__
 from pipeline.data import data_home
-from pipeline.types import Check, Plan, Source
+from pipeline.errors import FormatError, UsageError
+from pipeline.measure import TensorError
+from pipeline.provenance import SourceFile
+from pipeline.types import KV, Blob, Check, Plan, Source, ValueType
+
+_MAX_BYTES = 100_000_000  # of a report that is read back
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor of a published file: *shape* is row-major; *error* is None where it was not measured."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    error: TensorError | None
 
 
 @dataclass(frozen=True)
 class PublishedFile:
     """One published GGUF.
 
-    *name* is its full name, *manifest* that manifest's digest, *size* in bytes; *types* counts tensors by type.
+    *name* is its full name, *manifest* that manifest's digest, *size* in bytes; *types* counts tensors by type;
+    *tensors* are in the order of the file.
     """
 
     name: str
@@ -32,26 +56,66 @@ class PublishedFile:
     digest: str
     size: int
     types: dict[str, int]
+    tensors: tuple[TensorRow, ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `package` did.  *seconds* is wall time; *path* is where the report itself lies."""
+    """What `package` did.
+
+    *sources* are the files that it was made of.  *errors* says which rows were measured: "none", "sample" (one of
+    *sample_every*) or "all".  *tokenizer* are the scalar tokenizer.* keys of the files.  *llama_cpp* is the one that
+    the proof ran, None if none did.  *seconds* is wall time, *timings* its parts; *path* is where the report lies.
+    """
 
     model: str
     source: dict[str, Any]
+    sources: tuple[SourceFile, ...]
     files: tuple[PublishedFile, ...]
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
     commands: tuple[str, ...]
     family: str | None
     pre_tokenizer: str
+    tokenizer: dict[str, Any]
+    errors: str
+    sample_every: int | None
+    llama_cpp: str | None
+    timings: dict[str, float]
     seconds: float
     path: Path
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self) | {"path": str(self.path), "seconds": round(self.seconds, 3), "version": __version__}
+        return asdict(self) | {
+            "path": str(self.path),
+            "seconds": round(self.seconds, 3),
+            "version": __version__,
+            "tool": {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()},
+        }
+
+
+class Stopwatch:
+    """Wall time by stage, in seconds; `lap` ends a stage, and the next one begins."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+        self._stages: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """Count the time since the last lap to *stage*."""
+        now = time.monotonic()
+        self._stages[stage] = self._stages.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    @property
+    def seconds(self) -> float:
+        """The time from the start to the last lap."""
+        return self._last - self._started
+
+    def stages(self) -> dict[str, float]:
+        """Return the seconds of each stage, in the order in which they first ended."""
+        return {stage: round(seconds, 3) for stage, seconds in self._stages.items()}
 
 
 def describe_source(source: Source) -> dict[str, Any]:
@@ -60,14 +124,39 @@ def describe_source(source: Source) -> dict[str, Any]:
     return asdict(source) | paths
 
 
-def count_types(plan: Plan) -> dict[str, int]:
-    """Count the tensors of a plan by type."""
-    return dict(Counter(tensor.type for tensor in plan.tensors))
+def describe_file(
+    name: str, manifest: str, plan: Plan, blob: Blob, errors: Sequence[TensorError] | None
+) -> PublishedFile:
+    """Describe the file of *plan*, published as *name*; *errors* are those of its tensors, in their order."""
+    found: Sequence[TensorError | None] = errors or [None] * len(plan.tensors)
+    rows = tuple(
+        TensorRow(t.name, t.type, t.shape, t.n_bytes, error) for t, error in zip(plan.tensors, found, strict=True)
+    )
+    types = dict(Counter(tensor.type for tensor in plan.tensors))
+    return PublishedFile(name, manifest, plan.recipe, blob.digest, blob.size, types, rows)
+
+
+def describe_tokenizer(metadata: Sequence[KV]) -> dict[str, Any]:
+    """Return the scalar tokenizer.* keys of a GGUF; of an array its length, of a template the sha256 of its text."""
+    found: dict[str, Any] = {}
+    for kv in metadata:
+        if kv.type is ValueType.ARRAY and kv.key.startswith("tokenizer.ggml."):
+            found[f"{kv.key} (length)"] = len(kv.value)
+        elif kv.key.startswith("tokenizer.chat_template") and isinstance(kv.value, str):
+            found[f"{kv.key} (sha256)"] = hashlib.sha256(kv.value.encode("utf-8", "surrogateescape")).hexdigest()
+        elif kv.key.startswith("tokenizer.") and kv.type is not ValueType.ARRAY:
+            found[kv.key] = kv.value
+    return found
+
+
+def reports_folder() -> Path:
+    """Return the folder of all reports, beside the embedded registry."""
+    return data_home() / "reports"
 
 
 def report_path(name: str) -> Path:
-    """Return where the report of the model *name* goes: beside the embedded registry, one file for each name."""
-    return data_home() / "reports" / (name.replace("/", "_").replace(":", "_") + ".json")
+    """Return where the report of the model *name* goes, one file for each name."""
+    return reports_folder() / (name.replace("/", "_").replace(":", "_") + ".json")
 
 
 def save(report: Report) -> None:
@@ -80,3 +169,76 @@ def save(report: Report) -> None:
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text + "\n")
     Path(temp).replace(report.path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a report back, as plain values.
+
+    Raises:
+        UsageError: if there is no such file.
+        FormatError: if it is no report.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError("cannot be read", where=path, found=error.strerror or error) from error
+    try:
+        values = json.loads(data) if len(data) <= _MAX_BYTES else None
+    except (ValueError, RecursionError):
+        values = None
+    if not _is_report(values):
+        raise FormatError(
+            "is not a report of ours", where=path, expected='JSON with "files", as `publish` writes it beside a model'
+        )
+    return values
+
+
+_TEXTS, _OBJECTS = ("name", "recipe", "digest", "manifest"), ("source", "tool", "timings", "tokenizer")
+_FIGURES, _RATIOS = ("n_rows", "rmse", "max_abs"), ("relative", "cosine")
+_LISTS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "files": lambda file: (
+        all(isinstance(file.get(key), str) for key in _TEXTS)
+        and isinstance(file.get("size"), int)
+        and _all(file.get("tensors"), _is_row)
+    ),
+    "sources": lambda file: (
+        all(isinstance(file.get(key), str) for key in ("name", "sha256", "by")) and isinstance(file.get("size"), int)
+    ),
+    "checks": lambda check: all(isinstance(check.get(key), str) for key in ("name", "state")),
+}
+
+
+def _is_report(values: Any) -> TypeGuard[dict[str, Any]]:
+    """Say whether *values* have the form that those who show a report rely on."""
+    return (
+        isinstance(values, dict)
+        and all(_all(values.get(key), check) for key, check in _LISTS.items())
+        and all(isinstance(values.get(key), dict) for key in _OBJECTS)
+        and all(isinstance(seconds, int | float) for seconds in values["timings"].values())
+    )
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    error = row.get("error")
+    if not isinstance(row.get("name"), str) or not isinstance(row.get("type"), str):
+        return False
+    return error is None or (
+        isinstance(error, dict)
+        and all(isinstance(error.get(key), int | float) for key in _FIGURES)
+        and all(isinstance(error.get(key), int | float | None) for key in _RATIOS)
+    )
+
+
+def _all(values: Any, check: Callable[[dict[str, Any]], bool]) -> bool:
+    return isinstance(values, list) and all(isinstance(value, dict) and check(value) for value in values)
+
+
+def find(manifest: str) -> dict[str, Any] | None:
+    """Return the newest report of the publication whose manifest has this digest ("sha256:..."), or None."""
+    for path in sorted(reports_folder().glob("*.json"), key=lambda one: one.stat().st_mtime, reverse=True):
+        with contextlib.suppress(FormatError, UsageError):
+            values = load(path)
+            if any(file["manifest"] == manifest for file in values["files"]):
+                return values
+    return None

@@ -119,6 +119,42 @@ def test_inspect_shows_a_gguf(run: Run, tmp_path: Path) -> None:
     assert json.loads(run("inspect", tmp_path / "demo.gguf", "--json").stdout)["parameters"] == 2624768
 
 
+def test_inspect_takes_a_published_name(run: Run, tmp_path: Path) -> None:
+    """A REF is the GGUF of that publication; what is neither a file nor a name is an error."""
+    run("publish", "demo", "--quant", "Q8_0", "--proof", "none")
+    assert "general.architecture = qwen2" in run("inspect", "demo:Q8_0").stdout
+    assert run("inspect", tmp_path / "no.gguf").exit_code == 2
+    assert run("inspect", "never-published").exit_code == 2
+
+
+def test_inspect_shows_a_report(run: Run) -> None:
+    """Provenance, then the errors of one publication, the worst first; by name, "latest" or file, also as JSON."""
+    made = json.loads(run("publish", "demo", "--quant", "Q4_0,F16", "--proof", "none", "--json").stdout)
+    text = run("inspect", "--report", "demo:Q4_0").stdout
+    assert made["sources"][0]["sha256"] in text
+    assert "library/demo:F16" not in text
+    shown = [line.split() for line in text.splitlines() if line.startswith("blk.")]
+    relative = [float(line[2]) for line in shown]
+    assert len(shown) == 21
+    assert relative == sorted(relative, reverse=True)
+    assert 5 < relative[0] < 20
+    assert "16 tensors keep their values" in text
+    assert run("inspect", "--report", "demo").stdout == text
+    assert "library/demo:F16" in run("inspect", made["path"], "--report").stdout
+    assert json.loads(run("inspect", "demo:F16", "--report", "--json").stdout)["model"] == "demo"
+
+
+def test_inspect_says_where_a_report_is_missing(run: Run, tmp_path: Path) -> None:
+    """No report, no publication, no file: each a message with the next step."""
+    made = json.loads(run("publish", "demo", "--proof", "none", "--errors", "none", "--json").stdout)
+    assert "errors were not measured" in run("inspect", "demo", "--report").stdout
+    Path(made["path"]).unlink()
+    done = run("inspect", "demo", "--report")
+    assert (done.exit_code, "publish it again" in done.stderr) == (2, True)
+    assert run("inspect", "never-published", "--report").exit_code == 2
+    assert run("inspect", tmp_path / "no.json", "--report").exit_code == 2
+
+
 def test_modelfile_names_stops_and_licence(run: Run, demo: Path) -> None:
     """The Modelfile has the stops, the sampling and the licence, and no TEMPLATE unless wanted."""
     text = run("modelfile", "demo").stdout

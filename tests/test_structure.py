@@ -17,14 +17,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("errors",),
     ("types", "discover", "data", "strict_json"),
-    ("views",),
+    ("views", "machine", "kv_cache"),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
-    ("blueprint", "prove"),
+    ("blueprint", "prove", "measure", "provenance"),
     ("plan",),
     ("encode", "report", "republish"),
-    ("flow",),
-    ("serve", "progress", "doctor", "chat", "preview"),
+    ("flow", "estimate"),
+    ("serve", "progress", "doctor", "chat", "preview", "verify"),
     ("commands",),
     ("cli",),
 )

@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from pipeline.progress import Reporter
+    from pipeline.store import Name, Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,3 +89,40 @@ def size(n_bytes: float) -> str:
             break
         n_bytes /= 1000
     return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.2f} {unit}"
+
+
+def published(ref: str) -> tuple[Store, Name] | None:
+    """Take REF as the name of a published model; None where it is a file on disk.
+
+    Raises:
+        UsageError: if it is no valid name.
+    """
+    from pipeline.store import Store, local_name, local_store_root
+
+    return None if Path(ref).is_file() else (Store(local_store_root()), local_name(ref))
+
+
+def gguf_path(ref: str) -> Path:
+    """Find the GGUF that REF means: a file, or the one of a published model.
+
+    Raises:
+        UsageError: if there is neither.
+    """
+    from pipeline.errors import UsageError
+
+    found = published(ref)
+    if found is None:
+        return Path(ref)
+    if ref.endswith(".gguf"):
+        raise UsageError("no such file", where=ref)
+    store, name = found
+    return store.model_path(name)
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: 0.4 s, 12 s, 3 min, 1.5 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._common import pasteable, size
+from pipeline.commands._common import duration, pasteable, size
 
 if TYPE_CHECKING:
-    from pipeline.report import Report
+    from collections.abc import Sequence
+
+    from pipeline.report import PublishedFile, Report
+    from pipeline.types import Check
 
 _MARKS = {"proven": "ok", "not checked": "--", "different": "!!"}
 
@@ -18,17 +21,32 @@ def report(made: Report) -> None:
     """Print what was published, what was proven, and the commands to paste."""
     for item in made.files:
         click.echo(f"{item.name}  {size(item.size)}  {item.digest}")
+        click.echo(f"  {_worst(item, made)}")
     click.echo("")
-    for check in made.checks:
+    checks(made.checks)
+    click.echo(f"\nreport: {made.path}")
+    click.echo("\nNow paste:\n")
+    for command in made.commands:
+        click.echo(f"    {pasteable(command)}")
+
+
+def checks(found: Sequence[Check]) -> None:
+    """Print what was proven, what was not checked, and what is different."""
+    for check in found:
         click.echo(
             f"[{_MARKS[check.state]}] {check.name}: {check.state}" + (f" ({check.detail})" if check.detail else "")
         )
         if check.command:
             click.echo(f"     to check it: {pasteable(check.command)}")
-    click.echo(f"\nreport: {made.path}")
-    click.echo("\nNow paste:\n")
-    for command in made.commands:
-        click.echo(f"    {pasteable(command)}")
+
+
+def _worst(item: PublishedFile, made: Report) -> str:
+    measured = [(t.error.relative, t) for t in item.tensors if t.error and t.error.relative is not None]
+    if not measured:
+        return "errors were not measured"
+    relative, worst = max(measured, key=lambda pair: pair[0])
+    rows = f", 1 row of {made.sample_every} measured" if made.errors == "sample" else ""
+    return f"largest error: {100 * relative:.2g} % of {worst.name} ({worst.type}){rows}"
 
 
 def preview(planned: list[dict[str, Any]]) -> None:
@@ -49,15 +67,31 @@ def plan(described: dict[str, Any]) -> None:
     bits = f"{described['bits_per_weight']:.2f} bits per weight"
     click.echo(f"file:    {described['file_bytes']:,} bytes ({size(described['file_bytes'])}), {bits}")
     click.echo(f"disk:    {size(described['file_bytes'])} needed, {size(described['disk_free'])} free")
-    click.echo(f"memory:  about {size(described['memory_bytes'])} to write it")
-    if described["kv_cache_bytes"] is not None:
-        run = described["file_bytes"] + described["kv_cache_bytes"]
+    click.echo(f"memory:  about {size(described['memory_bytes'])} to write it, {size(described['memory_free'])} free")
+    click.echo(f"time:    about {duration(described['seconds'])} to write it, if this machine does nothing else")
+    _running(described)
+    dropped = described["dropped"]
+    if dropped["tensors"]:
+        more = " ..." if dropped["tensors"] > len(dropped["names"]) else ""
         click.echo(
-            f"to run:  about {size(run)}, of which {size(described['kv_cache_bytes'])} is the KV cache "
-            f"at {described['kv_cache_context']} tokens (f16)"
+            f"dropped: {dropped['tensors']} tensors of the checkpoint ({size(dropped['bytes'])}): "
+            f"{', '.join(dropped['names'])}{more}"
         )
     for note in described["notes"]:
         click.echo(f"note:    {note}")
+
+
+def _running(described: dict[str, Any]) -> None:
+    if described["run_bytes"] is None:
+        click.echo("to run:  the header does not tell how much memory the context takes")
+        return
+    text = (
+        f"to run:  about {size(described['run_bytes'])}, of which {size(described['kv_cache_bytes'])} is the KV cache "
+        f"at {described['kv_cache_context']} tokens (f16)"
+    )
+    if described["run_bytes"] > described["machine_bytes"]:
+        text += f"; this machine has {size(described['machine_bytes'])}"
+    click.echo(text)
 
 
 def gguf(described: dict[str, Any], *, tensors: bool) -> None:

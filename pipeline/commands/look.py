@@ -1,12 +1,21 @@
-"""Commands that only look: models, inspect, doctor."""
+"""Commands that only look: models, inspect, verify, doctor."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.commands._common import json_option, print_json
+from pipeline.commands._common import (
+    adapter_option,
+    gguf_path,
+    json_option,
+    print_json,
+    published,
+    reporter,
+    threads_option,
+)
 
 
 @click.command()
@@ -28,16 +37,84 @@ def models(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("gguf", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.argument("what", metavar="F.gguf|REF|REPORT.json")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option(
+    "--report", is_flag=True, help="Show the publication's report: where it came from, and the error of each tensor."
+)
 @json_option
-def inspect(gguf: Path, tensors: bool, as_json: bool) -> None:
-    """Show what a GGUF file holds."""
-    from pipeline.commands import _show
+def inspect(what: str, tensors: bool, report: bool, as_json: bool) -> None:
+    """Show what a GGUF holds, or what the report of a publication says of it."""
+    from pipeline.commands import _show, _show_report
+
+    if report:
+        found, manifest = _find_report(what)
+        print_json(found) if as_json else _show_report.report(found, manifest)
+        return
     from pipeline.gguf import describe, read_gguf
 
-    described = describe(read_gguf(gguf))
+    described = describe(read_gguf(gguf_path(what)))
     print_json(described) if as_json else _show.gguf(described, tensors=tensors)
+
+
+def _find_report(what: str) -> tuple[dict[str, Any], str | None]:
+    """Return the report, and the manifest's digest where one publication of it was named."""
+    from pipeline import report
+    from pipeline.errors import UsageError
+    from pipeline.store.blobs import hash_bytes
+
+    model = published(what)
+    if model is None:
+        return report.load(Path(what)), None
+    if what.endswith(".json"):
+        raise UsageError("no such file", where=what)
+    store, name = model
+    manifest = hash_bytes(store.manifest_bytes(name)).digest
+    found = report.find(manifest)
+    if found is None:
+        raise UsageError(
+            "there is no report of this publication",
+            where=name,
+            expected=f"a file in {report.reports_folder()}",
+            hint="publish it again, or name the report's file",
+        )
+    return found, manifest
+
+
+@click.command()
+@click.argument("what", metavar="F.gguf|REF")
+@click.option("--source", metavar="MODEL", help="What it was made of; tensors are derived again from there.")
+@click.option("--all", "every", is_flag=True, help="Derive every tensor again.")
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Derive so many matrices again, and all vectors.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses them.")
+@adapter_option
+@threads_option
+@json_option
+def verify(
+    what: str, source: str | None, every: bool, sample: int, seed: int, adapter: Path | None, threads: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Prove a GGUF: read it strictly, hash a publication's blobs, and derive tensors again from the source."""
+    from pipeline import verify as proofs
+    from pipeline.commands import _show
+
+    path, model = gguf_path(what), published(what)
+    if source is None:
+        found = proofs.verify_file(path)
+    else:
+        log, n = reporter(quiet=as_json), None if every else sample
+        found = proofs.verify_against(path, source, log, sample=n, seed=seed, threads=threads, adapter=adapter)
+    if model is not None:
+        found = proofs.verify_publication(*model, found)
+    print_json(found.as_dict()) if as_json else _show.checks(found.checks)
+    found.refuse_differences()
 
 
 @click.command()

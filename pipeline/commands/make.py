@@ -70,6 +70,13 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
     show_default=True,
     help="What to check afterwards.",
 )
+@click.option(
+    "--errors",
+    type=click.Choice(["none", "sample", "all"]),
+    default="sample",
+    show_default=True,
+    help="Rows to compare with the source, for the report; all takes up to twice the time.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
 @requantize_option
 @adapter_option
@@ -77,9 +84,9 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 @threads_option
 @json_option
 def publish(
-    model: str, quant: str | None, target: str, name: str | None, proof: str, dry_run: bool, requantize: bool,
-    adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...], with_template: bool,
-    templates: Path | None, threads: int, as_json: bool,
+    model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
+    requantize: bool, adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
+    with_template: bool, templates: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -87,18 +94,21 @@ def publish(
 
     job = flow.Job(
         model, recipes(quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), requantize, adapter,
+        _overrides(system, num_ctx, parameters), requantize, adapter, errors,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
-        from pipeline.preview import describe_plan
+        from pipeline.preview import describe_plan, refuse_impossible
 
         flow.check_job(job)
         with flow.prepare(job.model, log, requantize=requantize, adapter=adapter) as prepared:
             name = "/".join(flow.model_name(job, prepared))
-            quants = flow.choose_quants(job.quants, prepared)
-            would = [describe_plan(prepared, q, 4096) | {"name": f"{name}:{q}", "target": target} for q in quants]
+            would = [
+                describe_plan(prepared, q, 4096, threads) | {"name": f"{name}:{q}", "target": target}
+                for q in flow.choose_quants(job.quants, prepared)
+            ]
         print_json(would) if as_json else _show.preview(would)
+        refuse_impossible(would)
         return
     report = flow.package(job, log)
     print_json(report.as_dict()) if as_json else _show.report(report)
@@ -112,23 +122,26 @@ def publish(
 )
 @requantize_option
 @adapter_option
+@threads_option
 @json_option
 def plan(
-    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, as_json: bool
-) -> None:  # fmt: skip
-    """Show what would be written: every tensor's type, the exact size, the disk and memory needed."""
+    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, threads: int, as_json: bool
+) -> None:
+    """Show what would be written: every tensor's type, the exact size, the disk, memory and time needed."""
     from pipeline import flow
     from pipeline.commands import _show
-    from pipeline.preview import describe_plan
+    from pipeline.preview import describe_plan, problems, refuse_impossible
 
     quants = recipes(quant)
     with flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter) as prepared:
-        shown = [describe_plan(prepared, name, ctx) for name in flow.choose_quants(quants, prepared)]
+        shown = [describe_plan(prepared, name, ctx, threads) for name in flow.choose_quants(quants, prepared)]
     if as_json:
-        print_json(shown)
-        return
-    for one in shown:
-        _show.plan(one)
+        refusals = [str(problem) for problem in problems(shown)]
+        print_json([one | {"refusals": refusals} for one in shown])
+    else:
+        for one in shown:
+            _show.plan(one)
+    refuse_impossible(shown)
 
 
 @click.command()

@@ -206,9 +206,19 @@ def _prompts(session: ChatSession, prompting: Prompting, rendered: Sequence[tupl
         # llama.cpp takes a leading BOS out of the text: its tokenizer adds the token itself.
         expected, found = (t.removeprefix(prompting.bos) for t in (text, session.apply_template(messages)))
         if found != expected:
-            return Check("prompt", "different", f"{messages}: expected {expected!r}, llama.cpp renders {found!r}")
+            said = [message["content"] for message in messages]
+            return Check("prompt", "different", f"in {said}, {_first_difference(expected, found)}")
     if prompting.has_go_template:
         return Check(
             "prompt", "not checked", "Ollama may render the TEMPLATE that you asked for instead of the model's own"
         )
     return Check("prompt", "proven", f"{len(rendered)} conversations rendered alike")
+
+
+def _first_difference(expected: str, found: str) -> str:
+    """Say where two prompts part, with what stands there in each."""
+    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+    if at is None:
+        at = min(len(expected), len(found))
+    start, stop = max(0, at - 20), at + 40
+    return f"at character {at}: expected {expected[start:stop]!r}, llama.cpp renders {found[start:stop]!r}"

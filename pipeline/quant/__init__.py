@@ -11,11 +11,12 @@ from functools import cache
 
 from pipeline import discover
 from pipeline.errors import UnsupportedError
-from pipeline.quant._base import BlockType
+from pipeline.quant._base import SCRATCH_BYTES, BlockType
 from pipeline.quant._kernels import first_nonfinite
 from pipeline.quant._recipes import ModelFacts, Recipe, TensorFacts, assign, recipes, tensor_order_key
 
 __all__ = [
+    "SCRATCH_BYTES",
     "BlockType",
     "ModelFacts",
     "Recipe",

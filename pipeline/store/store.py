@@ -18,7 +18,7 @@ from pipeline.errors import AccessError, FormatError, PipelineError, UsageError
 from pipeline.store import _disk, locks
 from pipeline.store.blobs import TEMP_PREFIX, Blobs, hash_bytes, hash_file
 from pipeline.store.locks import Message
-from pipeline.store.manifest import Manifest
+from pipeline.store.manifest import MODEL, Manifest
 from pipeline.store.names import Name
 from pipeline.types import Blob, Layer
 
@@ -118,6 +118,18 @@ class Store(Blobs):
             FormatError: if the file is no manifest.
         """
         return Manifest.from_bytes(self.manifest_bytes(name), self.manifest_path(name))
+
+    def model_path(self, name: Name) -> Path:
+        """Return where the GGUF of a model lies.
+
+        Raises:
+            UsageError: if the store has no such model.
+            FormatError: if its manifest is bad, or names no GGUF.
+        """
+        for layer in self.read_manifest(name).layers:
+            if layer.media_type == MODEL:
+                return self.blob_path(layer.blob.digest)
+        raise FormatError("the manifest names no model", where=name, hint="publish it again")
 
     def write_manifest(self, name: Name, manifest: Manifest) -> str:
         """Make one model visible and return the manifest's digest; see `write_manifests`."""

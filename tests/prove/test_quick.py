@@ -70,7 +70,11 @@ def test_an_embedding_model_makes_a_vector(
 @pytest.mark.parametrize(
     ("change", "state", "part"),
     [
-        ({"template": "{% for m in messages %}{{ m.content }}{% endfor %}"}, "different", "Hello!"),
+        (
+            {"template": "{% for m in messages %}{{ m.content }}{% endfor %}"},
+            "different",
+            "in ['Hello!'], at character 0: expected 'Hello!', llama.cpp renders '<|im_start|>user",
+        ),
         ({"template": "{% for m in messages %}{{ m.content"}, "different", "the chat template fails"),
         (
             {"template": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"},

@@ -1,0 +1,118 @@
+"""Estimates before the work: memory near what is measured, time that follows the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import estimate, flow
+from pipeline import plan as plans
+
+WIDTH, FEED_FORWARD, LAYERS = 1024, 2816, 4
+CLI = """
+import sys
+from pipeline import machine
+from pipeline.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(machine.peak_bytes(), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama checkpoint of 53 million BF16 weights with the demo's tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "llama-53m"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo / name, folder)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": WIDTH,
+        "intermediate_size": FEED_FORWARD, "num_hidden_layers": LAYERS, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "vocab_size": 1024, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shapes = {"model.embed_tokens": [1024, WIDTH], "lm_head": [1024, WIDTH], "model.norm": [WIDTH]}
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        shapes |= {f"{at}.{name}": [WIDTH] for name in ("input_layernorm", "post_attention_layernorm")}
+        shapes |= {f"{at}.self_attn.{name}_proj": [WIDTH, WIDTH] for name in "qkvo"}
+        shapes |= {f"{at}.mlp.{name}_proj": [FEED_FORWARD, WIDTH] for name in ("gate", "up")}
+        shapes |= {f"{at}.mlp.down_proj": [WIDTH, FEED_FORWARD]}
+    header, n_bytes = {}, 0
+    for name, shape in shapes.items():
+        end = n_bytes + 2 * int(np.prod(shape))
+        header[f"{name}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": [n_bytes, end]}
+        n_bytes = end
+    text = json.dumps(header).encode()
+    weights = np.random.default_rng(0).normal(0, 0.02, 1 << 20).astype(np.float32).view(np.uint32) >> 16
+    block = weights.astype(np.uint16).tobytes()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for left in range(n_bytes, 0, -len(block)):
+            file.write(block[:left])
+    return folder
+
+
+@pytest.fixture
+def peak(tmp_path: Path, repository: Path) -> Callable[..., tuple[int, str]]:
+    """Run the command line in a process of its own and return the most memory that it held, and its output."""
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", CLI, *map(str, arguments)],
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "GGUF_PIPELINE_STORE": str(tmp_path / "registry")},
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
+        return int(done.stderr.split()[-1]), done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(("recipe", "threads"), [("Q4_K_M", 1), ("Q4_K_M", 4), ("Q8_0", 2), ("BF16", 2)])
+def test_memory_is_what_publish_takes(
+    recipe: str, threads: int, checkpoint: Path, peak: Callable[..., tuple[int, str]]
+) -> None:
+    """The figure of `plan` is within 30 % of the peak of `publish`, libraries and interpreter included."""
+    options = ("--quant", recipe, "--threads", threads, "--json")
+    planned = json.loads(peak("plan", checkpoint, *options)[1])[0]
+    measured, _ = peak("publish", checkpoint, *options, "--proof", "none")
+    assert planned["memory_bytes"] == pytest.approx(measured, rel=0.3)
+
+
+def _plans(folder: Path, silent_log: Any, *recipes: str) -> list[Any]:
+    with flow.prepare(str(folder), silent_log) as prepared:
+        return [plans.make_plan(prepared.blueprint, recipe) for recipe in recipes]
+
+
+def test_time_follows_the_work(checkpoint: Path, demo: Path, silent_log: Any) -> None:
+    """More weights, more bits to search and fewer workers take longer; a type that two files want counts once."""
+    (q4, q8), (small,) = _plans(checkpoint, silent_log, "Q4_K_M", "Q8_0"), _plans(demo, silent_log, "Q4_K_M")
+    one = estimate.seconds_to_write([q4], 1)
+    assert one == pytest.approx(estimate.seconds_to_write([small], 1) * 53.5 / 2.62, rel=0.35)
+    assert one > 3 * estimate.seconds_to_write([q8], 1) > 0
+    assert one < estimate.seconds_to_write([q4, q8], 1) < 1.5 * one
+    assert estimate.seconds_to_write([q4, q4], 1) < 1.2 * one
+    assert estimate.seconds_to_write([q4]) <= one
+
+
+def test_memory_follows_the_workers(checkpoint: Path, silent_log: Any) -> None:
+    """Each worker more takes some memory; what this process holds already counts."""
+    (q4,) = _plans(checkpoint, silent_log, "Q4_K_M")
+    figures = [estimate.bytes_to_write([q4], threads) for threads in (32, 64, 128)]
+    assert figures[1] - figures[0] == pytest.approx((figures[2] - figures[1]) / 2, rel=0.2)
+    assert figures[0] > 32 * 8e6
