@@ -7,11 +7,10 @@ alone.  Each stage lives in its own package; this file only joins them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
@@ -23,72 +22,16 @@ from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
 from pipeline.gguf import copy_file, read_gguf
+from pipeline.job import Job, Log, Prepared
 from pipeline.measure import LEVELS, ErrorMeter
 from pipeline.provenance import SourceFile, SourceHashes, files_of, weights_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import OpenSource, Weights, aliases, open_source
-from pipeline.tokenizer import Tokenizer, read_tokenizer
-from pipeline.types import Blob, Check, Modelfile, Plan, Source, SourceTensor
+from pipeline.tokenizer import read_tokenizer
+from pipeline.types import Blob, Check, Modelfile, Plan
 
 DEFAULT_QUANT = "Q4_K_M"
-
-
-class Log(Protocol):
-    """Where a flow says what it does (progress.Reporter, or a silent one)."""
-
-    def stage(self, text: str) -> None:
-        """Say that a stage begins."""
-
-    def note(self, text: str) -> None:
-        """Say something the user must know."""
-
-    def bar(self, text: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Show one long step."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to publish, and where.
-
-    *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
-    its alias says.  *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
-    merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
-    says which rows are compared with the source (a name in measure.LEVELS).
-    """
-
-    model: str
-    quants: tuple[str, ...]
-    target: str = "local"
-    name: str | None = None
-    proof: str = "quick"
-    threads: int = 0
-    with_template: bool = False
-    templates: Path | None = None
-    overrides: modelfiles.Overrides = field(default_factory=modelfiles.Overrides)
-    requantize: bool = False
-    adapter: Path | None = None
-    errors: str = "sample"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model whose headers are read: everything but the weights, which may still be on their way.
-
-    *tensors* are those of the checkpoint, by name; none where the model is a GGUF.
-    """
-
-    opened: OpenSource
-    tokenizer: Tokenizer
-    blueprint: blueprints.Blueprint
-    generation_config: Mapping[str, Any]
-    licenses: tuple[str, ...]
-    tensors: Mapping[str, SourceTensor] = field(default_factory=dict)
-
-    @property
-    def source(self) -> Source:
-        """Where the model is from."""
-        return self.opened.source
 
 
 def package(job: Job, log: Log) -> Report:

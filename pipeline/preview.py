@@ -11,7 +11,7 @@ from pipeline import machine
 from pipeline.blueprint import Blueprint
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
-from pipeline.flow import Prepared
+from pipeline.job import Prepared
 from pipeline.kv_cache import kv_cache_bytes
 from pipeline.plan import make_plan
 from pipeline.store import local_store_root

@@ -20,6 +20,7 @@ from pipeline.checkpoint import TensorReader
 from pipeline.encode import derive
 from pipeline.errors import ProofError, UsageError
 from pipeline.gguf import GgufFile, GgufTensor, read_gguf
+from pipeline.job import Log
 from pipeline.provenance import weights_of
 from pipeline.source import OpenSource
 from pipeline.store import Name, Store
@@ -96,7 +97,7 @@ def verify_file(path: Path) -> Verification:
 def verify_against(
     path: Path,
     model: str,
-    log: flow.Log,
+    log: Log,
     *,
     sample: int | None = SAMPLE,
     seed: int = 0,
@@ -204,7 +205,7 @@ def _describe(tensor: PlannedTensor) -> str:
 
 
 def _derive(
-    file: GgufFile, tensors: Sequence[PlannedTensor], opened: OpenSource, log: flow.Log, threads: int
+    file: GgufFile, tensors: Sequence[PlannedTensor], opened: OpenSource, log: Log, threads: int
 ) -> tuple[TensorProof, ...]:
     """Encode *tensors* again and compare each with the file, tile by tile; only files that they need are waited for."""
     opened.prefer(weights_of(tensors))

@@ -11,12 +11,13 @@ import pytest
 
 from pipeline import flow, report, verify
 from pipeline.errors import FormatError, UsageError
+from pipeline.job import Job
 from pipeline.store import Store, local_name
 
 
 def _publish(silent_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
     monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
-    made = flow.package(flow.Job("demo", ("Q4_0", "F16"), proof="none", **options), silent_log)
+    made = flow.package(Job("demo", ("Q4_0", "F16"), proof="none", **options), silent_log)
     loaded: dict[str, Any] = json.loads(made.path.read_text(encoding="utf-8"))
     assert report.load(made.path) == loaded
     return loaded
@@ -48,7 +49,7 @@ def test_errors_can_be_left_out(silent_log: Any, tmp_path: Path, monkeypatch: py
     assert found["errors"] == "none"
     assert {row["error"] for row in found["files"][0]["tensors"]} == {None}
     with pytest.raises(UsageError, match="measure errors"):
-        flow.package(flow.Job("demo", ("Q4_0",), errors="some"), silent_log)
+        flow.package(Job("demo", ("Q4_0",), errors="some"), silent_log)
 
 
 def test_measuring_changes_no_byte(silent_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +65,7 @@ def test_a_gguf_has_itself_as_source(silent_log: Any, tmp_path: Path, monkeypatc
     """A GGUF that is published as it is keeps all values; its own digest is the source's and the file's."""
     monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
     flow.convert("demo", tmp_path / "own.gguf", "F16", silent_log)
-    made = flow.package(flow.Job(str(tmp_path / "own.gguf"), ("F16", "Q8_0"), proof="none"), silent_log)
+    made = flow.package(Job(str(tmp_path / "own.gguf"), ("F16", "Q8_0"), proof="none"), silent_log)
     digest = hashlib.sha256((tmp_path / "own.gguf").read_bytes()).hexdigest()
     assert [(one.name, one.sha256) for one in made.sources] == [("own.gguf", digest)]
     assert made.files[0].digest == f"sha256:{digest}"
@@ -81,7 +82,7 @@ def test_the_commit_and_the_digests_of_the_hub_are_kept(
     names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
     files = {name: (demo / name).read_bytes() for name in names}
     hub.repo("org/demo", files, lfs=(".safetensors",))
-    made = flow.package(flow.Job("org/demo", ("Q8_0",), proof="none"), silent_log)
+    made = flow.package(Job("org/demo", ("Q8_0",), proof="none"), silent_log)
     assert made.source["repository"] == "org/demo"
     assert len(made.source["commit"]) == 40
     found = {one.name: one for one in made.sources}

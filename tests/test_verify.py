@@ -21,6 +21,7 @@ from pipeline.checkpoint import open_checkpoint
 from pipeline.cli import main
 from pipeline.errors import ProofError, UsageError
 from pipeline.gguf import read_gguf
+from pipeline.job import Job
 from pipeline.store import Store, local_name
 from pipeline.tokenizer import read_tokenizer
 from pipeline.types import PlannedTensor, Source
@@ -254,7 +255,7 @@ def test_without_a_source_blobs_and_form_are_checked(
     run: Callable[..., Result], make: Make, silent_log: Any, tmp_path: Path
 ) -> None:
     """A publication's blobs are hashed; a file that is cut off is refused."""
-    flow.package(flow.Job("demo", ("Q4_0",), proof="none"), silent_log)
+    flow.package(Job("demo", ("Q4_0",), proof="none"), silent_log)
     assert "[ok] blobs: proven" in run("demo:Q4_0").stdout.replace("Q4_0 blobs", "blobs")
     _flip(Store(tmp_path / "registry").model_path(local_name("demo:Q4_0")), 1_000_000)
     done = run("demo:Q4_0")

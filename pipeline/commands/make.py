@@ -91,8 +91,9 @@ def publish(
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
     from pipeline.commands import _show
+    from pipeline.job import Job
 
-    job = flow.Job(
+    job = Job(
         model, recipes(quant), target, name, proof, threads, with_template, templates,
         _overrides(system, num_ctx, parameters), requantize, adapter, errors,
     )  # fmt: skip
@@ -212,9 +213,10 @@ def modelfile(
 ) -> None:  # fmt: skip
     """Print the Modelfile for MODEL, for use with `ollama create`."""
     from pipeline import flow
+    from pipeline.job import Job
 
     names = recipes(quant)
-    job = flow.Job(
+    job = Job(
         model,
         names,
         with_template=with_template,

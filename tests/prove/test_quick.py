@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import flow, prove
 from pipeline.errors import PipelineError, ProofError
+from pipeline.job import Job
 from pipeline.store import Store, hash_file, local_name
 from pipeline.store.manifest import SYSTEM
 from pipeline.types import Check
@@ -132,7 +133,7 @@ def test_small_layers_are_read_back(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """A layer that changed on the disk is found."""
     monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
     overrides = flow.modelfiles.Overrides(system="Be kind.")
-    flow.package(flow.Job("demo", ("Q4_0",), proof="none", overrides=overrides), silent_log)
+    flow.package(Job("demo", ("Q4_0",), proof="none", overrides=overrides), silent_log)
     store, name = Store(tmp_path / "registry"), local_name("demo:Q4_0")
     assert [check.state for check in prove.published(store, [name])] == ["proven"]
     layer = next(one for one in store.read_manifest(name).layers if one.media_type == SYSTEM)
@@ -147,7 +148,7 @@ def test_a_bad_model_never_replaces_a_good_one(
     """When the proof fails, the name still has what it had before, and no file is left over."""
     assert llama
     monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
-    flow.package(flow.Job("demo", ("Q4_0",)), silent_log)
+    flow.package(Job("demo", ("Q4_0",)), silent_log)
     store = Store(tmp_path / "registry")
     before = {str(entry.name): entry.digest for entry in store.list()}
     files = sorted(path.name for path in store.blobs_dir.iterdir())
@@ -157,6 +158,6 @@ def test_a_bad_model_never_replaces_a_good_one(
     (tmp_path / "demo" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / "demo" / "chat_template.jinja").write_text("{{ messages[0].nothing.at_all }}", encoding="utf-8")
     with pytest.raises(PipelineError):
-        flow.package(flow.Job(str(tmp_path / "demo"), ("Q4_0",)), silent_log)
+        flow.package(Job(str(tmp_path / "demo"), ("Q4_0",)), silent_log)
     assert {str(entry.name): entry.digest for entry in store.list()} == before
     assert sorted(path.name for path in store.blobs_dir.iterdir()) == files

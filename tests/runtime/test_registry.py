@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline import flow
+from pipeline.job import Job
 from pipeline.runtime.registry import probe_registry
 from pipeline.serve import BackgroundServer
 from pipeline.store import Store
@@ -63,7 +64,7 @@ def test_a_good_registry_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path))
     with BackgroundServer(Store(tmp_path)) as server:
         assert probe_registry(server.address).state == "empty"
-        flow.package(flow.Job("demo", ("Q4_0",), proof="none"), silent_log)
+        flow.package(Job("demo", ("Q4_0",), proof="none"), silent_log)
         found = probe_registry(server.address)
     assert (found.state, "library/demo:" in found.detail) == ("ready", True)
 

@@ -1,0 +1,72 @@
+"""What the flow is asked, what it knows of a model, and where it says what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline import blueprint as blueprints
+from pipeline import modelfile as modelfiles
+from pipeline.source import OpenSource
+from pipeline.tokenizer import Tokenizer
+from pipeline.types import Source, SourceTensor
+
+
+class Log(Protocol):
+    """Where a flow says what it does (progress.Reporter, or a silent one)."""
+
+    def stage(self, text: str) -> None:
+        """Say that a stage begins."""
+
+    def note(self, text: str) -> None:
+        """Say something the user must know."""
+
+    def bar(self, text: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Show one long step."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to publish, and where.
+
+    *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
+    its alias says.  *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
+    merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
+    says which rows are compared with the source (a name in measure.LEVELS).
+    """
+
+    model: str
+    quants: tuple[str, ...]
+    target: str = "local"
+    name: str | None = None
+    proof: str = "quick"
+    threads: int = 0
+    with_template: bool = False
+    templates: Path | None = None
+    overrides: modelfiles.Overrides = field(default_factory=modelfiles.Overrides)
+    requantize: bool = False
+    adapter: Path | None = None
+    errors: str = "sample"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model whose headers are read: everything but the weights, which may still be on their way.
+
+    *tensors* are those of the checkpoint, by name; none where the model is a GGUF.
+    """
+
+    opened: OpenSource
+    tokenizer: Tokenizer
+    blueprint: blueprints.Blueprint
+    generation_config: Mapping[str, Any]
+    licenses: tuple[str, ...]
+    tensors: Mapping[str, SourceTensor] = field(default_factory=dict)
+
+    @property
+    def source(self) -> Source:
+        """Where the model is from."""
+        return self.opened.source
