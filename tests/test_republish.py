@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline import gguf, quant
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.gguf import FILE_TYPES, TensorEntry, encode_header
+from pipeline.plan import make_plan
 from pipeline.republish import file_type, read_gguf_model
 from pipeline.types import KV, ValueType, array, f32, string, u32
 
@@ -111,14 +111,11 @@ def test_what_is_no_model(write: Write, keys: tuple[KV, ...], drop: str, error: 
 
 
 def test_another_alignment(write: Write) -> None:
-    """A file of another alignment is planned as it is, and quantized to the default one, which is written nowhere."""
-    from pipeline.plan import make_plan
-
+    """A file of another alignment is planned as it is; to quantize it is refused."""
     model = read_gguf_model(write(u32("general.alignment", 64), alignment=64), requantize=False)
     as_it_is = make_plan(model.blueprint, "F16")
     assert as_it_is.verbatim is not None
     assert as_it_is.file_bytes == as_it_is.verbatim.stat().st_size
     assert as_it_is.data_start % 64 == 0
-    quantized: Any = make_plan(model.blueprint, "Q8_0")
-    assert quantized.verbatim is None
-    assert "general.alignment" not in {kv.key for kv in quantized.metadata}
+    with pytest.raises(UnsupportedError, match="alignment"):
+        make_plan(model.blueprint, "Q8_0")
