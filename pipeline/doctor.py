@@ -18,6 +18,7 @@ from pipeline.runtime.llama import BUILD_HINT, find_llama
 from pipeline.runtime.ollama import TRIED, daemon_url, daemon_version, find_ollama
 from pipeline.runtime.prebuilt import prebuilt_version
 from pipeline.runtime.registry import probe_registry
+from pipeline.source import hub
 from pipeline.store import local_store_root, ollama_store_root, registry_address
 
 _LITTLE = 5_000_000_000  # bytes: a 7 B model in Q4_K_M
@@ -98,6 +99,7 @@ def _stores() -> Iterator[Finding]:
     for name, root, setting in (
         ("our registry", local_store_root(), "GGUF_PIPELINE_STORE"),
         ("Ollama's store", ollama_store_root(), "OLLAMA_MODELS"),
+        ("Hub's cache", hub.settings()[1], "HF_HOME"),
     ):
         there = next(p for p in (root, *root.parents) if p.exists())
         free = shutil.disk_usage(there).free

@@ -58,5 +58,6 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         free = 1_000_000
 
     monkeypatch.setattr("pipeline.doctor.shutil.disk_usage", lambda _path: Usage())
-    found: Any = _finding("our registry")
-    assert (found.ok, "GGUF_PIPELINE_STORE" in found.fix) == (False, True)
+    for name, setting in (("our registry", "GGUF_PIPELINE_STORE"), ("Hub's cache", "HF_HOME")):
+        found: Any = _finding(name)
+        assert (found.ok, setting in found.fix) == (False, True)
