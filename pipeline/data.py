@@ -47,3 +47,8 @@ def data_home() -> Path:
     """Return the folder for what the user made (XDG_DATA_HOME): the embedded registry's store, reports."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "gguf-pipeline"
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return *path*, or the nearest folder above it that is there: the disk that it will lie on."""
+    return next(there for there in (path, *path.parents) if there.exists())

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
+from pipeline import __version__, data
 from pipeline.errors import PipelineError
 from pipeline.runtime.llama import BUILD_HINT, find_llama
 from pipeline.runtime.ollama import TRIED, daemon_url, daemon_version, find_ollama
@@ -101,7 +101,7 @@ def _stores() -> Iterator[Finding]:
         ("Ollama's store", ollama_store_root(), "OLLAMA_MODELS"),
         ("Hub's cache", hub.settings()[1], "HF_HOME"),
     ):
-        there = next(p for p in (root, *root.parents) if p.exists())
+        there = data.nearest_existing(root)
         free = shutil.disk_usage(there).free
         detail = f"{root}, {free / 1e9:.1f} GB free"
         if not os.access(there, os.W_OK | os.X_OK):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import machine
+from pipeline import data, machine
 from pipeline.blueprint import Blueprint
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
@@ -109,4 +109,4 @@ def _trained_for(blueprint: Blueprint) -> int | None:
 
 def _disk_free() -> int:
     root = local_store_root()
-    return shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
+    return shutil.disk_usage(data.nearest_existing(root)).free

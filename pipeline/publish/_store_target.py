@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pipeline import data
 from pipeline.errors import AccessError, FormatError
 from pipeline.publish import _layers
 from pipeline.publish._release import Release, ReleaseEntry
@@ -76,6 +77,6 @@ def require_writable(store: Store, hint: str) -> None:
         AccessError: naming the folder, with *hint* as the next step.
     """
     for folder in (store.blobs_dir, store.manifests_dir):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
+        there = data.nearest_existing(folder)
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise AccessError("the store can not be written", where=there, hint=hint)
