@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
+from pipeline import decide, prove, publish, republish
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
-from pipeline import prove, publish, republish
 from pipeline import report as reports
 from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
@@ -49,7 +49,7 @@ def package(job: Job, log: Log) -> Report:
     ):
         job = replace(job, quants=choose_quants(job.quants, prepared))
         planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
-        modelfile = make_modelfile(prepared, job)
+        modelfile = decide.modelfile_of(prepared, job, log)
         target.check(*model_name(job, prepared), job.quants)
         clock.lap("read")
         with target.staging([plan.file_bytes for plan in planned]) as paths, hashed(prepared, planned) as hashes:
@@ -117,7 +117,13 @@ def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
     blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
     opened = replace(opened, source=source)
     return Prepared(
-        opened, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses(), checkpoint.tensors
+        opened,
+        tokenizer,
+        blueprint,
+        checkpoint.generation_config,
+        checkpoint.licenses(),
+        checkpoint.tensors,
+        checkpoint.sentence_facts().max_tokens,
     )
 
 
@@ -223,28 +229,14 @@ def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
         )
 
 
-def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
-    """Decide what the Modelfile says."""
-    tokenizer = prepared.tokenizer
-    return modelfiles.make_modelfile(
-        chat_template=tokenizer.chat_template,
-        generation_config=prepared.generation_config,
-        eos_texts=tokenizer.eos_texts,
-        licenses=prepared.licenses,
-        overrides=job.overrides,
-        with_template=job.with_template,
-        families=modelfiles.families(job.templates),
-        family_name=prepared.source.family,
-    )
-
-
 def modelfile_text(job: Job, log: Log) -> str:
     """Give the text of the Modelfile for a model; its FROM names the GGUF that `convert` or `publish` would write."""
     with prepare(job.model, log, adapter=job.adapter) as prepared:
+        modelfile = decide.modelfile_of(prepared, job, log)
         finished, quant = prepared.blueprint.finished, choose_quants(job.quants, prepared)[0]
         is_there = finished is not None and finished.recipe == quant
         from_ = str(finished.path) if finished and is_there else f"./{model_name(job, prepared)[1]}-{quant}.gguf"
-        return modelfiles.render_text(make_modelfile(prepared, job), from_, job.templates)
+        return modelfiles.render_text(modelfile, from_, job.templates)
 
 
 def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:
@@ -278,6 +270,9 @@ def make_release(
             params=modelfiles.params_layer(modelfile),
             messages=modelfile.messages,
             licenses=modelfile.licenses,
+            renderer=modelfile.renderer,
+            parser=modelfile.parser,
+            requires=modelfile.requires,
         )
         for plan, path, blob in zip(planned, paths, blobs, strict=True)
     )
@@ -298,7 +293,7 @@ def proof(
         tokenizer.chat_template,
         tokenizer.bos or "",
         tokenizer.eos or "",
-        has_go_template=modelfile.template is not None,
+        has_go_template=modelfile.template is not None or modelfile.renderer is not None,
         tokenizer=source.folder if source.gguf is None else None,
     )
     checks = prove.files(job.proof, items, prompting, log.stage)
@@ -330,7 +325,7 @@ def make_report(
         sources=sources,
         files=files,
         checks=checks,
-        notes=prepared.blueprint.notes,
+        notes=(*prepared.blueprint.notes, *modelfile.notes),
         commands=published.commands,
         family=modelfile.family,
         pre_tokenizer=prepared.tokenizer.pre,

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import data, machine
-from pipeline.blueprint import Blueprint
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
 from pipeline.job import Prepared
@@ -29,7 +28,7 @@ def describe_plan(prepared: Prepared, recipe: str, context: int, threads: int = 
     """
     plan = make_plan(prepared.blueprint, recipe)
     parameters = prepared.blueprint.n_parameters
-    tokens = min(context, _trained_for(prepared.blueprint) or context)
+    tokens = min(context, prepared.blueprint.context_length or context)
     cache = kv_cache_bytes(prepared.blueprint.model.arch, prepared.blueprint.metadata, tokens)
     return {
         "model": prepared.source.name,
@@ -100,11 +99,6 @@ def _dropped(prepared: Prepared, plan: Plan) -> dict[str, Any]:
         "bytes": sum(tensor.n_bytes for tensor in left),
         "names": [tensor.name for tensor in left[:_SHOWN]],
     }
-
-
-def _trained_for(blueprint: Blueprint) -> int | None:
-    wanted = f"{blueprint.model.arch}.context_length"
-    return next((int(kv.value) for kv in blueprint.metadata if kv.key == wanted), None)
 
 
 def _disk_free() -> int:

@@ -21,7 +21,7 @@ class ReleaseEntry:
 
     *gguf* is a file from the target's staging, or any other file (which is copied); its content is *gguf_blob*.
     *params* are Ollama's parameters, a list where one may repeat (stop); *messages* are pairs of role and content.
-    A text that is None or empty gets no layer.
+    A text that is None or empty gets no layer; *renderer*, *parser* and *requires* go into the config.
     """
 
     tags: tuple[str, ...]
@@ -35,6 +35,9 @@ class ReleaseEntry:
     params: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[tuple[str, str]] = ()
     licenses: Sequence[str] = ()
+    renderer: str | None = None
+    parser: str | None = None
+    requires: str | None = None
 
 
 @dataclass(frozen=True)
