@@ -118,7 +118,7 @@ class Arch:
     spellings: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, Allowed] = field(default_factory=dict)
-    ropes: tuple[str, ...] = ("default", "linear", "yarn")
+    ropes: tuple[str, ...] = ("default", "linear", "yarn", "dynamic")
     packed: tuple[str, ...] = ()
     literals: Callable[[ModelConfig], tuple[Literal, ...]] = lambda _config: ()
     notes: Callable[[ModelConfig], tuple[str, ...]] = lambda _config: ()

@@ -14,7 +14,7 @@ from pipeline.runtime.pin import read_pin
 
 
 def test_the_shipped_pin_names_one_package_exactly() -> None:
-    """Checksum and commit are whole, contraction to fused multiply-add is off for C and C++, and there is no AMX path."""
+    """Checksum and commit are whole, no fused multiply-add is made of two operations, and there is no AMX path."""
     pin = read_pin()
     assert re.fullmatch(r"[0-9a-f]{64}", pin.sha256)
     assert re.fullmatch(r"[0-9a-f]{40}", pin.commit)
