@@ -122,7 +122,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     )
     facts = _facts_of({kv.key: kv for kv in metadata}, source.folder)
     _check_adapted(checkpoint, drafts)
-    notes = (*checkpoint.notes, *arch.notes(config), *tokenizer.notes, *_dropped(mapped))
+    notes = (*checkpoint.notes, *archs.notes(arch, config), *tokenizer.notes, *_dropped(mapped))
     return Blueprint(metadata, tuple(drafts), facts, notes)
 
 

@@ -119,7 +119,7 @@ class Arch:
     spellings: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, Allowed] = field(default_factory=dict)
-    ropes: tuple[str, ...] = ("default", "linear", "yarn")
+    ropes: tuple[str, ...] = ("default", "linear", "yarn", "dynamic")
     packed: tuple[str, ...] = ()
     vocab_multiple: int = 1
     literals: Callable[[ModelConfig], tuple[Literal, ...]] = lambda _config: ()
