@@ -105,7 +105,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     """
     raw = checkpoint.config
     arch = archs.match(raw)
-    config = arch.config(raw, checkpoint.pooling())
+    config = archs.with_padding(arch, arch.config(raw, checkpoint.pooling()), checkpoint.tensors)
     mapped = archs.map_tensors(arch, config, checkpoint.tensors)
     drafts = [
         *(Draft(t.name, _own_type(t.name, t.view), t.view) for t in mapped.tensors),

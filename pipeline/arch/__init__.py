@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import discover
 from pipeline.arch._base import Arch, Key, Literal, Row, pattern
 from pipeline.arch._config import MAX_EXPERTS, MAX_LAYERS, ModelConfig
-from pipeline.arch._map import HEAD, HEADS, Mapped, MappedTensors, map_tensors
+from pipeline.arch._map import HEAD, HEADS, Mapped, MappedTensors, map_tensors, with_padding
 from pipeline.arch._notes import dynamic_scaling
 from pipeline.arch._rope import check_rope
 from pipeline.errors import FormatError, PipelineError, UnsupportedError
@@ -33,6 +33,7 @@ __all__ = [
     "match",
     "notes",
     "pattern",
+    "with_padding",
 ]
 
 
