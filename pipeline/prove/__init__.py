@@ -1,6 +1,6 @@
 """What was checked of a publication: each part is proven, not checked (with the command that would), or different."""
 
-from pipeline.prove._quick import LEVELS, Prompting, files, published, refuse_differences
+from pipeline.prove._quick import LEVELS, Prompting, files, refuse_differences
 from pipeline.prove.tokenizer import Comparison, Difference, compare_keys
 
 __all__ = [
@@ -10,6 +10,5 @@ __all__ = [
     "Prompting",
     "compare_keys",
     "files",
-    "published",
     "refuse_differences",
 ]
