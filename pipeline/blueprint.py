@@ -125,7 +125,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     """
     raw = checkpoint.config
     arch = archs.match(raw)
-    config = arch.config(raw, checkpoint.pooling())
+    config = archs.with_padding(arch, arch.config(raw, checkpoint.pooling()), checkpoint.tensors)
     mapped = archs.map_tensors(arch, config, checkpoint.tensors)
     drafts = [
         *(Draft(t.name, _own_type(t.name, t.view), t.view) for t in mapped.tensors),
@@ -144,7 +144,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     _check_adapted(checkpoint, drafts)
     notes = (
         *checkpoint.notes,
-        *arch.notes(config),
+        *archs.notes(arch, config),
         *checkpoint.sentence_facts().notes,
         *tokenizer.notes,
         *_dropped(mapped),

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pipeline import modelfile as modelfiles
 from pipeline.blueprint import Blueprint
 from pipeline.errors import UnsupportedError
-from pipeline.job import Job, Log, Prepared
+from pipeline.job import Job, Prepared
 from pipeline.source import aliases
-from pipeline.types import Modelfile
+from pipeline.types import Log, Modelfile
 
 _RANK = 4  # LLAMA_POOLING_TYPE_RANK: a score instead of a vector
 

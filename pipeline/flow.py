@@ -22,14 +22,14 @@ from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
 from pipeline.gguf import copy_file, read_gguf
-from pipeline.job import Job, Log, Prepared
+from pipeline.job import Job, Prepared
 from pipeline.measure import LEVELS, ErrorMeter
 from pipeline.provenance import SourceFile, SourceHashes, files_of, weights_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import OpenSource, Weights, aliases, open_source
 from pipeline.tokenizer import read_tokenizer
-from pipeline.types import Blob, Check, Modelfile, Plan
+from pipeline.types import Blob, Check, Log, Modelfile, Plan
 
 DEFAULT_QUANT = "Q4_K_M"
 
@@ -60,8 +60,8 @@ def package(job: Job, log: Log) -> Report:
             checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
             clock.lap("prove")
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
-            published = target.publish(release, log.stage)
-        checks += (*prove.published(target.store, published.names), *published.checks)
+            published = target.publish(release, log)
+        checks += published.checks
         clock.lap("publish")
     made = make_report(job, prepared, planned, blobs, modelfile, published, checks, sources, meter, clock)
     reports.save(made)
@@ -112,7 +112,8 @@ def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
         adapter = adapter.resolve()
         checkpoint = merge_adapter(checkpoint, adapter, source.repository or source.name)
         source = replace(source, name=f"{source.name}-{adapter.name}", adapter=adapter)
-    config = archs.match(checkpoint.config).config(checkpoint.config)
+    arch = archs.match(checkpoint.config)
+    config = archs.with_padding(arch, arch.config(checkpoint.config), checkpoint.tensors)
     tokenizer = read_tokenizer(source.folder, config.raw)
     blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
     opened = replace(opened, source=source)

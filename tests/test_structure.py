@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up: a part may import parts of lower layers only, and never another part of its own.
 LAYERS = (
     ("errors",),
-    ("types", "discover", "data", "strict_json"),
+    ("types", "discover", "data", "strict_json", "patience"),
     ("views", "machine", "kv_cache"),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),

@@ -109,7 +109,7 @@ def _has(shown: dict[str, Any], made: Modelfile, config: dict[str, Any]) -> None
 
 
 @pytest.fixture
-def put(ollama: Any, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Modelfile], None]:
+def put(ollama: Any, workdir: Path, monkeypatch: pytest.MonkeyPatch, silent_log: Any) -> Callable[[Modelfile], None]:
     """Publish a Modelfile around a small GGUF into the store of the running Ollama, and ask for it."""
     monkeypatch.setenv("OLLAMA_MODELS", str(ollama.models))
     monkeypatch.setenv("OLLAMA_HOST", ollama.host)
@@ -134,7 +134,7 @@ def put(ollama: Any, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
             requires=made.requires,
         )
         with publish.open_target("ollama") as target:
-            target.publish(publish.Release("library", "made", (entry,)), lambda _: None)
+            target.publish(publish.Release("library", "made", (entry,)), silent_log)
         _has(ollama.post("/api/show", model=NAME), made, _config(ollama.models, "Q4_K_M"))
 
     return run
