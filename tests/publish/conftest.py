@@ -14,7 +14,7 @@ from pipeline.publish import Release, ReleaseEntry
 from pipeline.types import Blob
 
 # Where tests/oracle opens each kind of target, by the kind's name; a target without a line here fails its contract.
-HARNESSES: dict[str, str] = {"local": "store_harness", "ollama": "store_harness"}
+HARNESSES: dict[str, str] = {"local": "store_harness", "ollama": "store_harness", "static": "static_harness"}
 MARKS: dict[str, list[pytest.MarkDecorator]] = {}
 
 
