@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
+from pipeline import crash, prove, publish, republish
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
-from pipeline import prove, publish, republish
 from pipeline import report as reports
 from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
@@ -52,15 +52,19 @@ def package(job: Job, log: Log) -> Report:
         modelfile = make_modelfile(prepared, job)
         target.check(*model_name(job, prepared), job.quants)
         clock.lap("read")
+        crash.point("headers read")
         with target.staging([plan.file_bytes for plan in planned]) as paths, hashed(prepared, planned) as hashes:
+            crash.point("staging made")
             blobs = write(planned, paths, log, job.threads, prepared.opened, meter)
             clock.lap("write")
             sources = hashes.result()
             clock.lap("hash sources")
             checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
             clock.lap("prove")
+            crash.point("files proven")
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
             published = target.publish(release, log.stage)
+            crash.point("all named")
         checks += (*prove.published(target.store, published.names), *published.checks)
         clock.lap("publish")
     made = make_report(job, prepared, planned, blobs, modelfile, published, checks, sources, meter, clock)

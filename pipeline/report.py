@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +19,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from pipeline import __version__
+from pipeline import __version__, whole
 from pipeline.data import data_home
 from pipeline.errors import FormatError, UsageError
 from pipeline.measure import TensorError
@@ -161,14 +159,10 @@ def report_path(name: str) -> Path:
 
 def save(report: Report) -> None:
     """Write the report whole or not at all, with the time of writing."""
-    report.path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(
         report.as_dict() | {"written": datetime.now(UTC).isoformat(timespec="seconds")}, indent=2, ensure_ascii=False
     )
-    fd, temp = tempfile.mkstemp(dir=report.path.parent, prefix=".report-")
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-    Path(temp).replace(report.path)
+    whole.write_text(report.path, text + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -15,11 +15,11 @@ import os
 import re
 import shutil
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from pipeline import crash, whole
 from pipeline.source._retry import StoppedError
 
 _POLL = 0.2  # seconds between two looks at a lock that another process holds
@@ -65,10 +65,7 @@ class RepoCache:
         if revision == commit or ".." in path.parts or self.commit_of(revision) == commit:
             return
         with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temp = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-            temp.write_text(commit, encoding="utf-8")
-            temp.replace(path)
+            whole.write_text(path, commit)
 
     def prepare(self) -> None:
         """Make the folder of the blobs."""
@@ -84,9 +81,15 @@ class RepoCache:
         if not _has_links(self.root):
             shutil.move(blob, pointer)
             return
-        temp = pointer.with_name(f".{pointer.name}.{uuid.uuid4().hex[:8]}")
-        temp.symlink_to(target)
-        temp.replace(pointer)
+        # The same for all who make this link, so that what a killed one left is used up.
+        temp = pointer.with_name(f".{pointer.name}.new")
+        temp.unlink(missing_ok=True)
+        with suppress(FileExistsError):  # another process makes it too
+            temp.symlink_to(target)
+        crash.point("link made")
+        with suppress(FileNotFoundError):  # another process has named it
+            temp.replace(pointer)
+        crash.point("link named")
 
     @contextmanager
     def locked(self, etag: str, stop: threading.Event, waiting: Callable[[], None]) -> Iterator[bool]:
