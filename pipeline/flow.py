@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
-from pipeline import crash, prove, publish, republish
+from pipeline import crash, data, prove, publish, republish
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
 from pipeline import report as reports
@@ -42,6 +42,7 @@ def package(job: Job, log: Log) -> Report:
     """
     clock = reports.Stopwatch()
     check_job(job)
+    reports.require_room()
     meter = ErrorMeter(every) if (every := LEVELS[job.errors]) else None
     with (
         publish.open_target(job.target) as target,
@@ -210,11 +211,13 @@ def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
     """Refuse to start what the disk cannot hold.
 
     Raises:
+        AccessError: if a folder cannot be written.
         ResourceError: if the files together are larger than the free space.
     """
     for path in paths:
         if not path.parent.is_dir():
             raise UsageError("the folder of the output does not exist", where=path.parent, hint="make it first")
+        data.require_writable(path.parent, "the folder of the output cannot be written", "choose another one with -o")
     needed = sum(plan.file_bytes for plan in planned)
     free = shutil.disk_usage(paths[0].parent).free
     if free < needed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline import data
-from pipeline.errors import AccessError, FormatError
+from pipeline.errors import FormatError
 from pipeline.publish import _layers
 from pipeline.publish._release import Release, ReleaseEntry
 from pipeline.publish._target import Log
@@ -77,6 +76,4 @@ def require_writable(store: Store, hint: str) -> None:
         AccessError: naming the folder, with *hint* as the next step.
     """
     for folder in (store.blobs_dir, store.manifests_dir):
-        there = data.nearest_existing(folder)
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise AccessError("the store can not be written", where=there, hint=hint)
+        data.require_writable(folder, "the store can not be written", hint)
