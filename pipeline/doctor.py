@@ -14,13 +14,13 @@ from typing import Any
 
 from pipeline import __version__, data, flow, prove
 from pipeline.errors import PipelineError, ProofError, UsageError
-from pipeline.job import Log
 from pipeline.runtime.llama import BUILD_HINT, find_llama
 from pipeline.runtime.ollama import TRIED, daemon_url, daemon_version, find_ollama
 from pipeline.runtime.prebuilt import prebuilt_version
 from pipeline.runtime.registry import probe_registry
 from pipeline.source import hub
 from pipeline.store import local_store_root, ollama_store_root, registry_address
+from pipeline.types import Log
 
 _LITTLE = 5_000_000_000  # bytes: a 7 B model in Q4_K_M
 
