@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
-from pipeline import decide, prove, publish, republish
+from pipeline import crash, data, decide, prove, publish, republish
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
 from pipeline import report as reports
@@ -42,6 +42,7 @@ def package(job: Job, log: Log) -> Report:
     """
     clock = reports.Stopwatch()
     check_job(job)
+    reports.require_room()
     meter = ErrorMeter(every) if (every := LEVELS[job.errors]) else None
     with (
         publish.open_target(job.target) as target,
@@ -52,15 +53,19 @@ def package(job: Job, log: Log) -> Report:
         modelfile = decide.modelfile_of(prepared, job, log)
         target.check(*model_name(job, prepared), job.quants)
         clock.lap("read")
+        crash.point("headers read")
         with target.staging([plan.file_bytes for plan in planned]) as paths, hashed(prepared, planned) as hashes:
+            crash.point("staging made")
             blobs = write(planned, paths, log, job.threads, prepared.opened, meter)
             clock.lap("write")
             sources = hashes.result()
             clock.lap("hash sources")
             checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
             clock.lap("prove")
+            crash.point("files proven")
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
             published = target.publish(release, log)
+            crash.point("all named")
         checks += published.checks
         clock.lap("publish")
     made = make_report(job, prepared, planned, blobs, modelfile, published, checks, sources, meter, clock)
@@ -213,11 +218,13 @@ def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
     """Refuse to start what the disk cannot hold.
 
     Raises:
+        AccessError: if a folder cannot be written.
         ResourceError: if the files together are larger than the free space.
     """
     for path in paths:
         if not path.parent.is_dir():
             raise UsageError("the folder of the output does not exist", where=path.parent, hint="make it first")
+        data.require_writable(path.parent, "the folder of the output cannot be written", "choose another one with -o")
     needed = sum(plan.file_bytes for plan in planned)
     free = shutil.disk_usage(paths[0].parent).free
     if free < needed:
