@@ -19,7 +19,7 @@ from pipeline.publish._registry_api import Reader, RegistryApi
 from pipeline.publish._release import Published, Release, ReleaseEntry
 from pipeline.publish._staged import StagedTarget
 from pipeline.publish._upload import CHUNK_BYTES, Content, Uploader
-from pipeline.publish._wire import Wire, session
+from pipeline.publish._wire import TransientError, Wire, session
 from pipeline.runtime.registry import NOT_A_REGISTRY, try_pull
 from pipeline.store import Manifest, Name
 from pipeline.store.blobs import hash_bytes
@@ -172,23 +172,31 @@ def _all_or_none(api: RegistryApi) -> Iterator[Callable[[Name, bytes], None]]:
 
 def _put_back(api: RegistryApi, placed: Sequence[_Placed]) -> list[Name]:
     """Make every tag name what it named before; return those that may not."""
-    try:
-        for one in reversed(placed):
+    changed_tags = [one for one in placed if one.data != one.before]
+    for one in reversed(changed_tags):
+        try:
             _undo(api, one)
-        return [one.name for one in placed if api.manifest(one.name.repository, one.name.tag) != one.before]
-    except PipelineError:
-        return [one.name for one in placed if one.data != one.before]
+        except PipelineError as error:
+            if isinstance(error.__cause__, TransientError):
+                return [one.name for one in changed_tags]  # it is out of reach
+    return [one.name for one in changed_tags if not _is_back(api, one)]
 
 
 def _undo(api: RegistryApi, one: _Placed) -> None:
-    repository, tag = one.name.repository, one.name.tag
     if one.before is not None:
-        api.put_manifest(repository, tag, one.before)
+        api.put_manifest(one.name.repository, one.name.tag, one.before)
         return
-    api.delete_manifest(repository, tag)
+    api.delete_manifest(one.name.repository, one.name.tag)
     # Some registries delete by digest alone; then every tag of the manifest goes, so none may have been there before.
-    if not one.was_there and api.manifest(repository, tag) is not None:
-        api.delete_manifest(repository, hash_bytes(one.data).digest)
+    if not one.was_there and not _is_back(api, one):
+        api.delete_manifest(one.name.repository, hash_bytes(one.data).digest)
+
+
+def _is_back(api: RegistryApi, one: _Placed) -> bool:
+    try:
+        return api.manifest(one.name.repository, one.name.tag) == one.before
+    except PipelineError:
+        return False
 
 
 def _require_same(host: str, checks: Sequence[Check]) -> None:

@@ -156,7 +156,7 @@ def _body(client: socket.socket, rest: bytes, length: int) -> Iterator[bytes]:
         piece = rest or client.recv(min(_PIECE, left))
         rest = b""
         if not piece:
-            return
+            raise ConnectionError("the client went away")
         left -= len(piece)
         yield piece
 
