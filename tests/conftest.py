@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import shutil
 import sys
@@ -162,3 +163,16 @@ def ollama(ollama_root: Path, tmp_path: Path) -> Iterator[Any]:
     """A running Ollama with an empty store (OllamaServer of tests/oracle/ollama.py)."""
     with _load_oracle("ollama").running_ollama(ollama_root, tmp_path / "ollama") as server:
         yield server
+
+
+@pytest.fixture
+def docker_registry(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Start a docker-registry that runs until the test ends (running_registry of tests/oracle/docker_registry.py)."""
+    module = _load_oracle("docker_registry")
+    if module.find_program() is None:
+        pytest.skip("docker-registry is not installed")
+    with contextlib.ExitStack() as stack:
+        count = itertools.count()
+        yield lambda **options: stack.enter_context(
+            module.running_registry(tmp_path / f"docker-registry-{next(count)}", **options)
+        )
