@@ -265,6 +265,7 @@ def make_release(
     blobs: Sequence[Blob],
 ) -> publish.Release:
     """Gather what a target needs to publish; the first quantization is also tagged "latest"."""
+    family = modelfiles.families(job.templates).get(modelfile.family or "")
     entries = tuple(
         publish.ReleaseEntry(
             tags=(plan.recipe, "latest") if plan is planned[0] else (plan.recipe,),
@@ -281,10 +282,30 @@ def make_release(
             renderer=modelfile.renderer,
             parser=modelfile.parser,
             requires=modelfile.requires,
+            fallback_template=family.template if family else None,
         )
         for plan, path, blob in zip(planned, paths, blobs, strict=True)
     )
-    return publish.Release(*model_name(job, prepared), entries)
+    prompts: tuple[publish.Prompt, ...] = ()
+    if job.proof != "none" and modelfile.template is None and modelfile.renderer is None:
+        prompting = prompting_of(prepared, modelfile)
+        prompts = tuple(
+            publish.Prompt(messages, text.removeprefix(prompting.bos), prompting.bos)
+            for messages, text in prove.expected_prompts(prompting)
+        )
+    return publish.Release(*model_name(job, prepared), entries, prompts)
+
+
+def prompting_of(prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
+    """Say how the checkpoint prompts, and whether Ollama is told another way."""
+    tokenizer, source = prepared.tokenizer, prepared.source
+    return prove.Prompting(
+        tokenizer.chat_template,
+        tokenizer.bos or "",
+        tokenizer.eos or "",
+        has_go_template=modelfile.template is not None or modelfile.renderer is not None,
+        tokenizer=source.folder if source.gguf is None else None,
+    )
 
 
 def proof(
@@ -295,16 +316,7 @@ def proof(
     Raises:
         ProofError: if one is not what was meant.
     """
-    tokenizer = prepared.tokenizer
-    source = prepared.source
-    prompting = prove.Prompting(
-        tokenizer.chat_template,
-        tokenizer.bos or "",
-        tokenizer.eos or "",
-        has_go_template=modelfile.template is not None or modelfile.renderer is not None,
-        tokenizer=source.folder if source.gguf is None else None,
-    )
-    checks = prove.files(job.proof, items, prompting, log.stage)
+    checks = prove.files(job.proof, items, prompting_of(prepared, modelfile), log.stage)
     prove.refuse_differences("/".join(model_name(job, prepared)), checks)
     return checks
 
