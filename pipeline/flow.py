@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pipeline import arch as archs
@@ -17,6 +18,7 @@ from pipeline import blueprint as blueprints
 from pipeline import crash, data, decide, prove, publish, republish
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
+from pipeline import release as releases
 from pipeline import report as reports
 from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
@@ -63,7 +65,10 @@ def package(job: Job, log: Log) -> Report:
             checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
             clock.lap("prove")
             crash.point("files proven")
-            release = make_release(job, prepared, planned, modelfile, paths, blobs)
+            entries = releases.make_entries(job, prepared, planned, modelfile, paths, blobs)
+            about = releases.describe(prepared, planned, (*prepared.blueprint.notes, *modelfile.notes), checks, meter)
+            prompts = partial(releases.prompts, job, prepared, modelfile)
+            release = publish.Release(*model_name(job, prepared), entries, prompts, about)
             published = target.publish(release, log)
             crash.point("all named")
         checks += published.checks
@@ -256,58 +261,6 @@ def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:
     return publish.split_name(job.name or (None if source.adapter else source.alias) or source.name)
 
 
-def make_release(
-    job: Job,
-    prepared: Prepared,
-    planned: Sequence[Plan],
-    modelfile: Modelfile,
-    paths: Sequence[Path],
-    blobs: Sequence[Blob],
-) -> publish.Release:
-    """Gather what a target needs to publish; the first quantization is also tagged "latest"."""
-    family = modelfiles.families(job.templates).get(modelfile.family or "")
-    entries = tuple(
-        publish.ReleaseEntry(
-            tags=(plan.recipe, "latest") if plan is planned[0] else (plan.recipe,),
-            gguf=path,
-            gguf_blob=blob,
-            architecture=prepared.blueprint.model.arch,
-            parameter_count=prepared.blueprint.n_parameters,
-            file_type=plan.recipe,
-            template=modelfile.template,
-            system=modelfile.system,
-            params=modelfiles.params_layer(modelfile),
-            messages=modelfile.messages,
-            licenses=modelfile.licenses,
-            renderer=modelfile.renderer,
-            parser=modelfile.parser,
-            requires=modelfile.requires,
-            fallback_template=family.template if family else None,
-        )
-        for plan, path, blob in zip(planned, paths, blobs, strict=True)
-    )
-    prompts: tuple[publish.Prompt, ...] = ()
-    if job.proof != "none" and modelfile.template is None and modelfile.renderer is None:
-        prompting = prompting_of(prepared, modelfile)
-        prompts = tuple(
-            publish.Prompt(messages, text.removeprefix(prompting.bos), prompting.bos)
-            for messages, text in prove.expected_prompts(prompting)
-        )
-    return publish.Release(*model_name(job, prepared), entries, prompts)
-
-
-def prompting_of(prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
-    """Say how the checkpoint prompts, and whether Ollama is told another way."""
-    tokenizer, source = prepared.tokenizer, prepared.source
-    return prove.Prompting(
-        tokenizer.chat_template,
-        tokenizer.bos or "",
-        tokenizer.eos or "",
-        has_go_template=modelfile.template is not None or modelfile.renderer is not None,
-        tokenizer=source.folder if source.gguf is None else None,
-    )
-
-
 def proof(
     job: Job, prepared: Prepared, modelfile: Modelfile, items: Sequence[tuple[str, Path, Blob]], log: Log
 ) -> tuple[Check, ...]:
@@ -316,7 +269,7 @@ def proof(
     Raises:
         ProofError: if one is not what was meant.
     """
-    checks = prove.files(job.proof, items, prompting_of(prepared, modelfile), log.stage)
+    checks = prove.files(job.proof, items, releases.prompting_of(prepared, modelfile), log.stage)
     prove.refuse_differences("/".join(model_name(job, prepared)), checks)
     return checks
 

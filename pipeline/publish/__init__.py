@@ -4,10 +4,11 @@ In: a `Release`, GGUF files that were written into the target's own staging file
 Out: manifests that appear last, all of them or none, and the commands that use them.
 """
 
-from pipeline.publish._release import Prompt, Published, Release, ReleaseEntry, require_name, split_name
+from pipeline.publish._release import About, Prompt, Published, Release, ReleaseEntry, require_name, split_name
 from pipeline.publish._target import PublishTarget, TargetKind, open_target, targets
 
 __all__ = [
+    "About",
     "Prompt",
     "PublishTarget",
     "Published",

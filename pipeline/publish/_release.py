@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,13 +51,35 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
+class About:
+    """What people are told of a release, where there is a place for it: facts of the source and of the making.
+
+    *errors* are, by recipe, the largest relative error of a tensor and its name; *is_sample* says that not every row
+    was measured.
+    """
+
+    repository: str | None = None
+    commit: str | None = None
+    license: str | None = None
+    is_embedding: bool = False
+    errors: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    is_sample: bool = False
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Release:
-    """The entries that are published together under "namespace/model"; *prompts* are for a place that renders them."""
+    """The entries that are published together under "namespace/model".
+
+    *prompts* renders conversations, for a place that can be asked for its own rendering; *about* is for people.
+    """
 
     namespace: str
     model: str
     entries: tuple[ReleaseEntry, ...]
-    prompts: tuple[Prompt, ...] = ()
+    prompts: Callable[[], tuple[Prompt, ...]] = tuple
+    about: About = field(default_factory=About)
 
     def names(self, host: str) -> tuple[tuple[Name, ReleaseEntry], ...]:
         """Pair the full name of each tag with its entry, in order.

@@ -56,10 +56,10 @@ def small(entry: MakeEntry, tmp_path: Path) -> Callable[..., ReleaseEntry]:
 def publish(silent_log: Any) -> Callable[..., Published]:
     """Publish some entries as library/demo through the daemon."""
 
-    def run(*entries: ReleaseEntry, prompts: tuple[Prompt, ...] = ()) -> Published:
+    def run(*entries: ReleaseEntry) -> Published:
         with open_target("ollama") as target:
             assert isinstance(target, DaemonTarget)
-            return target.publish(Release("library", "demo", entries, prompts), silent_log)
+            return target.publish(Release("library", "demo", entries), silent_log)
 
     return run
 
@@ -156,7 +156,7 @@ def test_another_prompt_is_not_published(ollama: Any, demo: Path, silent_log: An
     made = ReleaseEntry(("F16",), path, blob, "qwen2", 1, "F16")
     prompt = Prompt(({"role": "user", "content": "Hi"},), "something else", "")
     with pytest.raises(ProofError, match="another prompt"), open_target("ollama") as target:
-        target.publish(Release("library", "demo", (made,), (prompt,)), silent_log)
+        target.publish(Release("library", "demo", (made,), lambda: (prompt,)), silent_log)
     assert _names(ollama) == {}
 
 
