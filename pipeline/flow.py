@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
+from pipeline import crash, data, prove, publish, republish
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
-from pipeline import prove, publish, republish
 from pipeline import report as reports
 from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
@@ -42,6 +42,7 @@ def package(job: Job, log: Log) -> Report:
     """
     clock = reports.Stopwatch()
     check_job(job)
+    reports.require_room()
     meter = ErrorMeter(every) if (every := LEVELS[job.errors]) else None
     with (
         publish.open_target(job.target) as target,
@@ -52,15 +53,19 @@ def package(job: Job, log: Log) -> Report:
         modelfile = make_modelfile(prepared, job)
         target.check(*model_name(job, prepared), job.quants)
         clock.lap("read")
+        crash.point("headers read")
         with target.staging([plan.file_bytes for plan in planned]) as paths, hashed(prepared, planned) as hashes:
+            crash.point("staging made")
             blobs = write(planned, paths, log, job.threads, prepared.opened, meter)
             clock.lap("write")
             sources = hashes.result()
             clock.lap("hash sources")
             checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
             clock.lap("prove")
+            crash.point("files proven")
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
             published = target.publish(release, log)
+            crash.point("all named")
         checks += published.checks
         clock.lap("publish")
     made = make_report(job, prepared, planned, blobs, modelfile, published, checks, sources, meter, clock)
@@ -112,7 +117,8 @@ def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
         adapter = adapter.resolve()
         checkpoint = merge_adapter(checkpoint, adapter, source.repository or source.name)
         source = replace(source, name=f"{source.name}-{adapter.name}", adapter=adapter)
-    config = archs.match(checkpoint.config).config(checkpoint.config)
+    arch = archs.match(checkpoint.config)
+    config = archs.with_padding(arch, arch.config(checkpoint.config), checkpoint.tensors)
     tokenizer = read_tokenizer(source.folder, config.raw)
     blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
     opened = replace(opened, source=source)
@@ -206,11 +212,13 @@ def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
     """Refuse to start what the disk cannot hold.
 
     Raises:
+        AccessError: if a folder cannot be written.
         ResourceError: if the files together are larger than the free space.
     """
     for path in paths:
         if not path.parent.is_dir():
             raise UsageError("the folder of the output does not exist", where=path.parent, hint="make it first")
+        data.require_writable(path.parent, "the folder of the output cannot be written", "choose another one with -o")
     needed = sum(plan.file_bytes for plan in planned)
     free = shutil.disk_usage(paths[0].parent).free
     if free < needed:
