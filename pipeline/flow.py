@@ -23,9 +23,10 @@ from pipeline import report as reports
 from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
-from pipeline.gguf import copy_file, read_gguf
+from pipeline.gguf import copy_file, read_parts
 from pipeline.job import Job, Prepared
 from pipeline.measure import LEVELS, ErrorMeter
+from pipeline.parts import SplitModel, Written
 from pipeline.provenance import SourceFile, SourceHashes, files_of, weights_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
@@ -155,24 +156,46 @@ def choose_quants(quants: tuple[str, ...], prepared: Prepared) -> tuple[str, ...
 
 
 def convert(
-    model: str, path: Path, dtype: str, log: Log, threads: int = 0, *, adapter: Path | None = None
-) -> tuple[Plan, Blob]:
-    """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
+    model: str,
+    path: Path,
+    dtype: str,
+    log: Log,
+    threads: int = 0,
+    *,
+    adapter: Path | None = None,
+    part_bytes: int | None = None,
+) -> Written:
+    """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own.
+
+    With *part_bytes*, it is split into files with so many bytes of tensors at most.
+    """
     with prepare(model, log, "stream", adapter=adapter) as prepared:
         if prepared.source.gguf:
             raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
         plan = plans.make_plan(prepared.blueprint, dtype)
-        return plan, write([plan], [path], log, threads, prepared.opened)[0]
+        cut = SplitModel.of(plan, path, part_bytes)
+        return cut.write(lambda planned, paths: write(planned, paths, log, threads, prepared.opened))
 
 
 def quantize(
-    gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0, *, requantize: bool = False
-) -> tuple[Plan, Blob]:
-    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says."""
-    if path.exists() and path.samefile(gguf):
-        raise UsageError("the output would replace the input", where=path, hint="give another name with -o")
-    plan = plans.make_plan(blueprints.from_gguf(read_gguf(gguf), requantize=requantize), recipe)
-    return plan, write([plan], [path], log, threads)[0]
+    gguf: Path,
+    path: Path,
+    recipe: str,
+    log: Log,
+    threads: int = 0,
+    *,
+    requantize: bool = False,
+    part_bytes: int | None = None,
+) -> Written:
+    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says.
+
+    One part of a split model stands for all of them.  *part_bytes* is as for `convert`.
+    """
+    parts = read_parts(gguf)
+    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe)
+    cut = SplitModel.of(plan, path, part_bytes)
+    cut.refuse_to_replace([part.path for part in parts])
+    return cut.write(lambda planned, paths: write(planned, paths, log, threads))
 
 
 def hashed(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import os
-import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,15 +10,14 @@ from typing import Any, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 
-from pipeline import __version__
 from pipeline.errors import AccessError, PipelineError
 from pipeline.patience import Patience, asked_wait
 from pipeline.publish import _refusals
 from pipeline.publish._body import Body
 from pipeline.publish._login import Authorizer, TokenRequest
 from pipeline.publish._refusals import Answer
+from pipeline.runtime.web import session
 
 T = TypeVar("T")
 
@@ -31,7 +27,6 @@ _CONNECT_SECONDS = 30.0  # also how long the registry may take none of the bytes
 _ANSWER_SECONDS = 60.0
 _MAX_ANSWER_BYTES = 4 << 20
 _MAX_REDIRECTS = 5
-_BLOCK_BYTES = 1 << 18  # read from a file and sent at once
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TRANSIENT = (408, 429, 502, 503, 504)
 
@@ -88,7 +83,8 @@ class Wire:
         self.base = f"{url.scheme}://{url.hostname}" + (f":{url.port}" if url.port else "")
         self.patience = patience or PATIENCE
         self._authorizer = Authorizer(url, self._fetch_token)
-        self._session = session(url.hostname or "")
+        self.host = url.hostname or ""
+        self._session = session(self.host)
 
     def close(self) -> None:
         """Close the connections."""
@@ -208,30 +204,6 @@ class Wire:
         return answer
 
 
-class _SystemTrust(HTTPAdapter):
-    """Trusts what the system trusts (SSL_CERT_FILE, SSL_CERT_DIR), and reads files in larger blocks."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=ssl.create_default_context(), blocksize=_BLOCK_BYTES, **kwargs)
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(
-            *args, ssl_context=ssl.create_default_context(), blocksize=_BLOCK_BYTES, **kwargs
-        )
-
-
-def session(host: str) -> requests.Session:
-    """Make a session for *host*, with proxies and CAs as the environment says; no proxy is asked about this machine."""
-    made = requests.Session()
-    made.trust_env = not _is_this_machine(host)
-    made.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
-    made.headers["User-Agent"] = f"gguf-pipeline/{__version__}"
-    adapter = _SystemTrust()
-    made.mount("https://", adapter)
-    made.mount("http://", adapter)
-    return made
-
-
 def bounded(response: requests.Response, limit: int) -> bytes:
     """Return the body of an answer, or its first *limit* bytes."""
     data = b""
@@ -250,13 +222,6 @@ def without_query(url: str) -> str:
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Leave a request alone; without an auth of ours, requests would take a login from ~/.netrc."""
     return request
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

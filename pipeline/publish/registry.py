@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pipeline.errors import AccessError, PipelineError, UsageError
@@ -18,9 +18,11 @@ from pipeline.publish._read_back import read_back
 from pipeline.publish._registry_api import Reader, RegistryApi
 from pipeline.publish._release import Published, Release, ReleaseEntry
 from pipeline.publish._staged import StagedTarget
+from pipeline.publish._target import redacted
 from pipeline.publish._upload import CHUNK_BYTES, Content, Uploader
-from pipeline.publish._wire import TransientError, Wire, session
+from pipeline.publish._wire import TransientError, Wire
 from pipeline.runtime.registry import NOT_A_REGISTRY, try_pull
+from pipeline.runtime.web import session
 from pipeline.store import Manifest, Name
 from pipeline.store.blobs import hash_bytes
 from pipeline.types import Blob, Check, Log
@@ -39,6 +41,11 @@ class RegistryTarget(StagedTarget):
         self._is_http = url.scheme == "http"
         self._chunk_bytes = chunk_bytes
 
+    def __enter__(self) -> Self:
+        """See that a registry answers, before any work is done."""
+        self._api.ping()
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -48,7 +55,6 @@ class RegistryTarget(StagedTarget):
     def check(self, namespace: str, model: str, tags: Sequence[str]) -> None:
         """Refuse names that could not be published, and a registry that takes nothing; see `PublishTarget.check`."""
         names = self.names(namespace, model, tags)
-        self._api.ping()
         self._api.cancel(self._api.start(names[0].repository))
 
     def published(self, namespace: str, model: str, tags: Sequence[str]) -> Mapping[str, tuple[Blob, ...]]:
@@ -99,7 +105,7 @@ class RegistryTarget(StagedTarget):
         """Ask for the model as `ollama pull` does: without a login, and by the addresses that it takes."""
         label, command = "ollama pull", self._pull(name)
         try:
-            with session(self._wire.base) as http:
+            with session(self._wire.host) as http:
                 problem = try_pull(http, self._wire.base, name.repository, name.tag)
         except NOT_A_REGISTRY as exc:
             return Check(label, "not checked", f"no answer: {type(exc).__name__}", command)
@@ -251,12 +257,6 @@ class _Registry:
                 hint="give a host name; localhost for this machine",
             )
         return RegistryTarget(url)
-
-
-def redacted(text: str) -> str:
-    """Return a target's text without a password."""
-    scheme, separator, rest = text.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else text
 
 
 TARGET = _Registry()

@@ -9,13 +9,17 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
+from pipeline.runtime.web import session
+
 # What asking raises where the answer is missing, or of another form than a registry's.
 NOT_A_REGISTRY = (requests.RequestException, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 _SECONDS = 3.0
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _MAX_REDIRECTS = 5
+_MAX_REPOSITORIES = 20
 _LARGEST_PART = 100_000_000  # bytes: Ollama cuts what is larger into parts
+_CLOSED = "the registry wants a login for reading, and `ollama pull` has none: open it for readers"
 _LOCATION_ADVICE = """give docker-registry  http: {headers: {Location: ["#"]}}  in its config.yml"""
 
 
@@ -32,24 +36,40 @@ class Probe:
 
 
 def probe_registry(address: str, timeout: float = _SECONDS) -> Probe:
-    """Ask the registry at *address* ("host:port") as `ollama pull` would: its version, a manifest, a blob's first byte.
+    """Ask a registry as `ollama pull` would: its version, a manifest, a blob's first byte.
 
-    No proxy is asked; a model's bytes are not read.
+    *address* is "host:port", for http, or a URL.  A model's bytes are not read.
     """
-    url = f"http://{address}"
-    with requests.Session() as http:
-        http.trust_env = False
-        try:
-            answer = http.get(f"{url}/v2/", timeout=timeout)
-            if answer.status_code != 200 or "Docker-Distribution-Api-Version" not in answer.headers:
-                return Probe("other", f"the answer to /v2/ is {answer.status_code}, and not that of a registry")
-            return _fetch(http, url, timeout)
-        except requests.Timeout:
-            return Probe("other", f"somebody listens, but gives no answer in {timeout:g} seconds")
-        except requests.ConnectionError:
-            return Probe("absent", "nobody listens there")
-        except NOT_A_REGISTRY as error:
-            return Probe("broken", f"its answer is not that of a registry: {type(error).__name__}")
+    url = address.rstrip("/") if "://" in address else f"http://{address}"
+    try:
+        with session(urlsplit(url).hostname or "") as http:
+            return _probe(http, url, timeout)
+    except requests.exceptions.SSLError as error:
+        return Probe("broken", f"its certificate is not trusted (SSL_CERT_FILE): {str(error)[-120:]}")
+    except requests.Timeout:
+        return Probe("other", f"somebody listens, but gives no answer in {timeout:g} seconds")
+    except requests.ConnectionError:
+        return Probe("absent", "nobody listens there")
+    except NOT_A_REGISTRY as error:
+        return Probe("broken", f"its answer is not that of a registry: {type(error).__name__}")
+
+
+def _probe(http: requests.Session, url: str, timeout: float) -> Probe:
+    answer = http.get(f"{url}/v2/", timeout=timeout)
+    if answer.status_code == 401 and "WWW-Authenticate" in answer.headers:
+        return Probe("broken", _CLOSED)
+    if answer.status_code != 200 or "Docker-Distribution-Api-Version" not in answer.headers:
+        return Probe("other", f"the answer to /v2/ is {answer.status_code}, and not that of a registry")
+    names = [str(name) for name in _json(http, f"{url}/v2/_catalog", timeout)["repositories"]]
+    for repository in names[:_MAX_REPOSITORIES]:
+        tags = _json(http, f"{url}/v2/{repository}/tags/list", timeout)["tags"]
+        if not tags:
+            continue  # its models were removed
+        problem = try_pull(http, url, repository, str(tags[0]), timeout)
+        if problem:
+            return Probe("broken", problem)
+        return Probe("ready", f"{len(names)} models; {repository}:{tags[0]} can be pulled")
+    return Probe("empty", "it serves no model yet")
 
 
 def try_pull(http: requests.Session, base: str, repository: str, tag: str, timeout: float = 30.0) -> str | None:
@@ -63,7 +83,7 @@ def try_pull(http: requests.Session, base: str, repository: str, tag: str, timeo
     """
     answer = http.get(f"{base}/v2/{repository}/manifests/{tag}", timeout=timeout, headers={"Accept": _MANIFEST})
     if answer.status_code in (401, 403):
-        return "the registry wants a login for reading, and `ollama pull` has none: open it for readers"
+        return _CLOSED
     answer.raise_for_status()
     largest = max(answer.json()["layers"], key=lambda layer: int(layer["size"]))
     size, url = int(largest["size"]), f"{base}/v2/{repository}/blobs/{largest['digest']}"
@@ -91,21 +111,6 @@ def _try_part(http: requests.Session, url: str, size: int, timeout: float) -> st
                 return "the registry gives no part of a blob, and `ollama pull` asks for parts of large ones"
             return None if part.ok else f"a part of a blob is answered with {part.status_code}"
     return "a blob is redirected in a circle"
-
-
-def _fetch(http: requests.Session, url: str, timeout: float) -> Probe:
-    """Try to pull the first model of the catalog."""
-    names = _json(http, f"{url}/v2/_catalog", timeout)["repositories"]
-    if not names:
-        return Probe("empty", "it serves no model yet")
-    repository = str(names[0])
-    tag = str(_json(http, f"{url}/v2/{repository}/tags/list", timeout)["tags"][0])
-    problem = try_pull(http, url, repository, tag, timeout)
-    return (
-        Probe("broken", problem)
-        if problem
-        else Probe("ready", f"{len(names)} models; {repository}:{tag} can be pulled")
-    )
 
 
 def _json(http: requests.Session, url: str, timeout: float) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from pipeline.job import Job
 from pipeline.publish import Prompt, Published, Release, ReleaseEntry, open_target
 from pipeline.publish._daemon_target import DaemonTarget
 from pipeline.publish.ollama import OllamaTarget
+from pipeline.store import hash_file
 from pipeline.types import Blob
 
 pytestmark = pytest.mark.ollama
@@ -152,7 +153,8 @@ def test_a_guessed_template_is_replaced_and_the_prompt_proven(
 def test_another_prompt_is_not_published(ollama: Any, demo: Path, silent_log: Any, tmp_path: Path) -> None:
     """Where Ollama would send something else than the checkpoint's template renders, no name is given."""
     path = tmp_path / "demo.gguf"
-    _, blob = flow.convert(str(demo), path, "F16", silent_log)
+    flow.convert(str(demo), path, "F16", silent_log)
+    blob = hash_file(path)
     made = ReleaseEntry(("F16",), path, blob, "qwen2", 1, "F16")
     prompt = Prompt(({"role": "user", "content": "Hi"},), "something else", "")
     with pytest.raises(ProofError, match="another prompt"), open_target("ollama") as target:
