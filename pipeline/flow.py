@@ -295,10 +295,9 @@ def proof(
     """
     tokenizer = prepared.tokenizer
     source = prepared.source
+    source_text, texts = tokenizer.chat_template, (tokenizer.bos or "", tokenizer.eos or "")
     prompting = prove.Prompting(
-        tokenizer.chat_template,
-        tokenizer.bos or "",
-        tokenizer.eos or "",
+        None if source_text is None else prove.Template(source_text, tokenizer.tool_template, *texts),
         has_go_template=modelfile.template is not None,
         tokenizer=source.folder if source.gguf is None else None,
     )

@@ -1,6 +1,8 @@
 """What was checked of a publication: each part is proven, not checked (with the command that would), or different."""
 
-from pipeline.prove._quick import LEVELS, Prompting, files, published, refuse_differences
+from pipeline.prove._quick import LEVELS, files, published, refuse_differences
+from pipeline.prove._runs import Prompting
+from pipeline.prove._template import Template
 from pipeline.prove.tokenizer import Comparison, Difference, compare_keys
 
 __all__ = [
@@ -8,6 +10,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "Prompting",
+    "Template",
     "compare_keys",
     "files",
     "published",
