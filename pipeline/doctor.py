@@ -7,20 +7,20 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, data, flow, prove
 from pipeline.errors import PipelineError, ProofError, UsageError
-from pipeline.job import Log
 from pipeline.runtime.llama import BUILD_HINT, find_llama
 from pipeline.runtime.ollama import TRIED, daemon_url, daemon_version, find_ollama
 from pipeline.runtime.prebuilt import prebuilt_version
 from pipeline.runtime.registry import probe_registry
 from pipeline.source import hub
 from pipeline.store import local_store_root, ollama_store_root, registry_address
+from pipeline.types import Log
 
 _LITTLE = 5_000_000_000  # bytes: a 7 B model in Q4_K_M
 
@@ -154,5 +154,22 @@ _ADVICE = {
 
 def _registry() -> Iterator[Finding]:
     address = registry_address()
+    yield _probed(address, _ADVICE)
+
+
+_ADVICE_ELSEWHERE = {
+    "absent": "check the address, and that the registry runs",
+    "other": "give scheme, host and port of a registry: --registry https://registry.example.com:5000",
+    "broken": "mend what is said, then ask again",
+    "empty": "gguf-pipeline publish demo --to http://HOST:PORT",
+}
+
+
+def examine_registry(address: str) -> Finding:
+    """Ask whether `ollama pull` works from the registry at *address*, "host:port" or a URL."""
+    return _probed(address, _ADVICE_ELSEWHERE)
+
+
+def _probed(address: str, advice: Mapping[str, str]) -> Finding:
     found = probe_registry(address)
-    yield Finding("registry", found.state in ("ready", "empty"), f"{address}: {found.detail}", _ADVICE.get(found.state))
+    return Finding("registry", found.state in ("ready", "empty"), f"{address}: {found.detail}", advice.get(found.state))

@@ -1,6 +1,6 @@
 """What was checked of a publication: each part is proven, not checked (with the command that would), or different."""
 
-from pipeline.prove._quick import LEVELS, files, published, refuse_differences
+from pipeline.prove._quick import LEVELS, files, refuse_differences
 from pipeline.prove._runs import Prompting
 from pipeline.prove._template import Template
 from pipeline.prove.tokenizer import Comparison, Difference, compare_keys
@@ -13,6 +13,5 @@ __all__ = [
     "Template",
     "compare_keys",
     "files",
-    "published",
     "refuse_differences",
 ]

@@ -11,8 +11,7 @@ from pathlib import Path
 from pipeline.errors import PipelineError, ProofError
 from pipeline.gguf import GgufFile, read_gguf
 from pipeline.prove._runs import Item, Prompting, runs
-from pipeline.store import Name, Store, hash_file
-from pipeline.store.manifest import MODEL
+from pipeline.store import hash_file
 from pipeline.types import Blob, Check
 
 LEVELS = ("none", "quick")
@@ -40,11 +39,6 @@ def files(
         if opened is not None:
             whole.append(Item(recipe, path, blob, opened.metadata))
     return (*checks, *runs(whole, prompting))
-
-
-def published(store: Store, names: Sequence[Name]) -> tuple[Check, ...]:
-    """Read the small blobs of a publication back through the store; the model's own was read before it was named."""
-    return tuple(_layers(store, name) for name in names)
 
 
 def refuse_differences(name: str, checks: Sequence[Check]) -> None:
@@ -80,13 +74,3 @@ def _opens(recipe: str, path: Path) -> tuple[GgufFile | None, Check]:
     except PipelineError as error:
         return None, Check(f"{recipe} file", "different", str(error))
     return file, Check(f"{recipe} file", "proven", f"{len(file.tensors)} tensors, {len(file.metadata)} keys")
-
-
-def _layers(store: Store, name: Name) -> Check:
-    layers = [layer for layer in store.read_manifest(name).all_layers if layer.media_type != MODEL]
-    bad = []
-    for layer in layers:
-        found = hash_file(store.blob_path(layer.blob.digest))
-        if found != layer.blob:
-            bad.append(f"{layer.media_type} is {found.digest}")
-    return Check(f"{name.tag} layers", "different" if bad else "proven", "; ".join(bad) or f"{len(layers)} read back")
