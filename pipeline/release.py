@@ -53,20 +53,15 @@ def prompts(job: Job, prepared: Prepared, modelfile: Modelfile) -> tuple[publish
     """Render conversations by the checkpoint's own template; none where Ollama is meant to be prompted another way."""
     if job.proof == "none" or modelfile.template is not None or modelfile.renderer is not None:
         return ()
-    prompting = prompting_of(prepared, modelfile)
-    return tuple(
-        publish.Prompt(messages, text.removeprefix(prompting.bos), prompting.bos)
-        for messages, text in prove.expected_prompts(prompting)
-    )
+    return tuple(publish.Prompt(*prompt) for prompt in prove.expected_prompts(prompting_of(prepared, modelfile)))
 
 
 def prompting_of(prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
     """Say how the checkpoint prompts, and whether Ollama is told another way."""
     tokenizer, source = prepared.tokenizer, prepared.source
+    own, texts = tokenizer.chat_template, (tokenizer.bos or "", tokenizer.eos or "")
     return prove.Prompting(
-        tokenizer.chat_template,
-        tokenizer.bos or "",
-        tokenizer.eos or "",
+        None if own is None else prove.Template(own, tokenizer.tool_template, *texts),
         has_go_template=modelfile.template is not None or modelfile.renderer is not None,
         tokenizer=source.folder if source.gguf is None else None,
     )

@@ -59,7 +59,7 @@ _split_option = click.option(
     default="local",
     show_default=True,
     metavar="TARGET",
-    help="local (our registry's folder), ollama (Ollama's store), or a registry: http(s)://HOST[:PORT].",
+    help="local (our registry's folder), ollama, http(s)://HOST[:PORT], static:DIR or hf:ORG/NAME[+private].",
 )
 @click.option(
     "--name", metavar="[NS/]MODEL", help="Publish under this name; default: the alias or the repository's name."

@@ -32,7 +32,7 @@ def item(tmp_path: Path, silent_log: Any) -> Item:
 def prompting(demo: Path) -> prove.Prompting:
     """How the demo prompts."""
     template = (demo / "chat_template.jinja").read_text(encoding="utf-8")
-    return prove.Prompting(template, "", "<|im_end|>", tokenizer=demo)
+    return prove.Prompting(prove.Template(template, None, "", "<|im_end|>"), tokenizer=demo)
 
 
 def _files(item: Item, prompting: prove.Prompting) -> dict[str, Check]:
@@ -73,7 +73,8 @@ def test_an_embedding_model_makes_a_vector(
         (
             {"template": "{% for m in messages %}{{ m.content }}{% endfor %}"},
             "different",
-            "in ['Hello!'], at character 0: expected 'Hello!', llama.cpp renders '<|im_start|>user",
+            "13 of 13 conversations differ, first 'one question', at character 0, token 0: "
+            "expected 'Hello!', llama.cpp gives '<|im_start|>user",
         ),
         ({"template": "{% for m in messages %}{{ m.content"}, "different", "the chat template fails"),
         (
@@ -81,6 +82,7 @@ def test_an_embedding_model_makes_a_vector(
             "different",
             "the chat template fails",
         ),
+        ({"template": "{{ messages[0].nothing.at_all }}"}, "different", "the chat template fails"),
         ({"template": "{{ raise_exception('no') }}"}, "not checked", "refuses every conversation"),
         ({"template": None}, "not checked", "has no chat template"),
         ({"has_go_template": True}, "not checked", "TEMPLATE"),
@@ -91,6 +93,8 @@ def test_each_kind_of_prompt_has_its_answer(
 ) -> None:
     """A template that differs, fails or hangs is a difference; what cannot be compared is not called proven."""
     assert llama
+    if change.get("template"):
+        change = {"template": prove.Template(change["template"], None, "", "<|im_end|>")}
     check = _files(item, dataclasses.replace(prompting, **change))["prompt"]
     assert check.state == state
     assert part in check.detail
