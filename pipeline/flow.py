@@ -321,18 +321,23 @@ def proof(
     """Prove the files that are about to be published.
 
     Raises:
-        ProofError: if one is not what was meant.
+        ProofError: if one is not what was meant, unless the job says to go on.
     """
     tokenizer = prepared.tokenizer
     source = prepared.source
     source_text, texts = tokenizer.chat_template, (tokenizer.bos or "", tokenizer.eos or "")
     prompting = prove.Prompting(
         None if source_text is None else prove.Template(source_text, tokenizer.tool_template, *texts),
-        has_go_template=modelfile.template is not None,
+        go_template=modelfile.template,
         tokenizer=source.folder if source.gguf is None else None,
+        for_ollama=job.target == "ollama",
     )
     checks = prove.files(job.proof, items, prompting, log.stage)
-    prove.refuse_differences("/".join(model_name(job, prepared)), checks)
+    if job.force:
+        for check in (check for check in checks if check.state == "different"):
+            log.note(f"published although {check.name} is different: {check.detail}")
+    else:
+        prove.refuse_differences("/".join(model_name(job, prepared)), checks)
     return checks
 
 
