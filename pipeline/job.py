@@ -21,7 +21,8 @@ class Job:
     *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
     its alias says.  *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
     merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
-    says which rows are compared with the source (a name in measure.LEVELS).
+    says which rows are compared with the source (a name in measure.LEVELS).  With *force* it is published even if the
+    proof finds a difference.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Job:
     requantize: bool = False
     adapter: Path | None = None
     errors: str = "sample"
+    force: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,17 +53,19 @@ def prompts(job: Job, prepared: Prepared, modelfile: Modelfile) -> tuple[publish
     """Render conversations by the checkpoint's own template; none where Ollama is meant to be prompted another way."""
     if job.proof == "none" or modelfile.template is not None or modelfile.renderer is not None:
         return ()
-    return tuple(publish.Prompt(*prompt) for prompt in prove.expected_prompts(prompting_of(prepared, modelfile)))
+    return tuple(publish.Prompt(*prompt) for prompt in prove.expected_prompts(prompting_of(job, prepared, modelfile)))
 
 
-def prompting_of(prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
+def prompting_of(job: Job, prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
     """Say how the checkpoint prompts, and whether Ollama is told another way."""
     tokenizer, source = prepared.tokenizer, prepared.source
     own, texts = tokenizer.chat_template, (tokenizer.bos or "", tokenizer.eos or "")
     return prove.Prompting(
         None if own is None else prove.Template(own, tokenizer.tool_template, *texts),
-        has_go_template=modelfile.template is not None or modelfile.renderer is not None,
+        go_template=modelfile.template,
         tokenizer=source.folder if source.gguf is None else None,
+        for_ollama=job.target == "ollama",
+        renderer=modelfile.renderer,
     )
 
 

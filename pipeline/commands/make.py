@@ -78,6 +78,7 @@ _split_option = click.option(
     show_default=True,
     help="Rows to compare with the source, for the report; all takes up to twice the time.",
 )
+@click.option("--force", is_flag=True, help="Publish even if the proof finds a difference; the report keeps it.")
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
 @requantize_option
 @adapter_option
@@ -85,7 +86,7 @@ _split_option = click.option(
 @threads_option
 @json_option
 def publish(
-    model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
+    model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, force: bool, dry_run: bool,
     requantize: bool, adapter: Path | None, overrides: Overrides, with_template: bool, templates: Path | None,
     threads: int, as_json: bool,
 ) -> None:  # fmt: skip
@@ -96,7 +97,7 @@ def publish(
 
     job = Job(
         model, recipes(quant), target, name, proof, threads, with_template, templates,
-        overrides, requantize, adapter, errors,
+        overrides, requantize, adapter, errors, force,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:

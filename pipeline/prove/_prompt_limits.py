@@ -21,14 +21,15 @@ from pipeline.prove.conversations import Conversation, Inputs, Message, with_tex
 class Case:
     """A template and what it sees; *now* is the time at which the engine was asked.
 
-    *texts* are the engine's texts of BOS and EOS.  *reopens* is text with which the engine opens a turn where the
-    prompt ends with the text before it.
+    *texts* are the engine's texts of BOS and EOS, *engine* is its name.  *reopens* is text with which the engine opens
+    a turn where the prompt ends with the text before it.
     """
 
     template: Template
     inputs: Inputs
     now: datetime
     texts: tuple[str, str]
+    engine: str
     reopens: tuple[str, str] | None = None
 
     def finished(self, text: str) -> str:
@@ -142,6 +143,19 @@ def _reopened(case: Case) -> Case:
     return replace(case, reopens=("<turn|>\n", "<|turn>model\n"))
 
 
+def _stripped_thoughts(case: Case) -> Case:
+    """Take a thought out of the beginning of each answer before the last question (`filterThinkTags`, routes.go)."""
+    if case.engine != "Ollama":
+        return case
+    last = max((i for i, m in enumerate(case.inputs.messages) if m["role"] == "user"), default=0)
+    thought = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
+    messages = tuple(
+        {**m, "content": thought.sub("", m["content"])} if i < last and m["role"] == "assistant" else m
+        for i, m in enumerate(case.inputs.messages)
+    )
+    return replace(case, inputs=replace(case.inputs, messages=messages))
+
+
 def _safe_marks(case: Case) -> Case:
     return replace(case, template=case.template.changed(lambda source: re.sub(r"\|\s*safe\b", "", source)))
 
@@ -191,6 +205,11 @@ PROMPT_LIMITS = (
     PromptLimit("merged_system", "llama.cpp puts a system prompt before the text that follows", _merged_system),
     PromptLimit("folded_results", "llama.cpp puts results of tools into the turn that called them", _folded),
     PromptLimit("reopened_turn", "llama.cpp opens a turn where the template leaves the last one open", _reopened),
+    PromptLimit(
+        "stripped_thoughts",
+        "Ollama takes thoughts out of earlier answers of Qwen 3 and DeepSeek R1",
+        _stripped_thoughts,
+    ),
     PromptLimit("trimmed", "llama.cpp takes blanks around texts away", _trimmed),
     PromptLimit("safe_marks", "llama.cpp does not escape HTML beside what the template marks as safe", _safe_marks),
     PromptLimit("typed_content", "llama.cpp gives texts in parts", _typed_content),

@@ -53,7 +53,7 @@ def refuse_differences(name: str, checks: Sequence[Check]) -> None:
             "what was made is not what was meant, so it is not published",
             where=name,
             found="; ".join(f"{check.name}: {check.detail}" for check in different),
-            hint="if config.json, the template and the disk are sound, this is a bug: tell us. --proof none publishes",
+            hint="if config.json, the template and the disk are sound, this is a bug: tell us. --force publishes",
         )
 
 

@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from pipeline.errors import InputError, ResourceError, ToolError, UnsupportedError
+from pipeline.prove._ollama import ollama_check
 from pipeline.prove._reference import Reference, open_reference
 from pipeline.prove._template import Rendered, Template
 from pipeline.prove._tokens import Tokens
@@ -28,13 +29,16 @@ Metadata = Mapping[str, KV]
 class Prompting:
     """How the checkpoint prompts.
 
-    *template* is its own chat template.  *has_go_template* says that the publication brings a TEMPLATE, which Ollama
-    may render instead.  *tokenizer* is the folder of the checkpoint's own tokenizer, None for a GGUF.
+    *template* is its own chat template.  *go_template* is a TEMPLATE that the publication brings, which Ollama may
+    render instead, *renderer* code of Ollama's own that it uses for sure.  *tokenizer* is the folder of the checkpoint's own tokenizer, None for a GGUF.  *for_ollama* says
+    that the model goes straight into this machine's Ollama, which can be asked.
     """
 
     template: Template | None
-    has_go_template: bool = False
+    go_template: str | None = None
     tokenizer: Path | None = None
+    for_ollama: bool = False
+    renderer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,12 +124,18 @@ def _cuts_and_prompts(
     reference, check = _reference(session, metadata, prompting.tokenizer)
     if isinstance(rendered, Check) or prompting.template is None:
         return [check, *([rendered] if isinstance(rendered, Check) else [])]
-    if prompting.has_go_template:
-        detail = "Ollama may render the TEMPLATE that you asked for instead of the model's own"
-        return [check, Check("prompt", "not checked", detail)]
+    if prompting.renderer is not None:
+        return [check, Check("prompt", "not checked", f"Ollama's own renderer {prompting.renderer} writes it")]
     engine = LlamaServer(session, abilities(prompting.template.source))
     tokens = None if reference is None else Tokens(session, metadata, reference)
-    return [check, compare_prompts(prompting.template, engine, tokens, rendered).check()]
+    if prompting.go_template is None:
+        prompts = compare_prompts(prompting.template, engine, tokens, rendered).check()
+    else:
+        prompts = Check("prompt", "not checked", "Ollama may render the TEMPLATE instead of the model's own")
+    if not prompting.for_ollama:
+        return [check, prompts]
+    asked = ollama_check(prompting.template, metadata, engine.texts, tokens, rendered, prompting.go_template)
+    return [check, prompts, asked]
 
 
 def _reference(session: ChatSession, metadata: Metadata, folder: Path | None) -> tuple[Reference | None, Check]:

@@ -31,6 +31,15 @@ class Conversation:
         """The abilities without which Ollama refuses it."""
         return frozenset([TOOLS] * bool(self.tools) + [THINKING] * (self.thinking is not None))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a Go template can say it: texts without blanks around them, and question and answer in turn."""
+        roles = [message["role"] for message in self.messages]
+        turns = roles[1:] if roles[0] == "system" else roles
+        in_turn = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns))
+        texts = [message["content"] for message in self.messages]
+        return in_turn and not self.needs and all(text and text == text.strip() for text in texts)
+
 
 @dataclass(frozen=True)
 class Inputs:

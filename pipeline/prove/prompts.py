@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, compress
 from typing import Any, Protocol
 
 from pipeline.errors import InputError, PipelineError
@@ -144,7 +144,12 @@ class PromptComparison:
 
 
 def compare_prompts(
-    template: Template, engine: Engine, tokens: Tokens | None = None, expected: Sequence[Rendered] | None = None
+    template: Template,
+    engine: Engine,
+    tokens: Tokens | None = None,
+    expected: Sequence[Rendered] | None = None,
+    *,
+    plain: bool = False,
 ) -> PromptComparison:
     """Compare the prompts of *engine* with those that *template* renders.
 
@@ -153,6 +158,7 @@ def compare_prompts(
         engine: makes the prompts.
         tokens: compares tokens too.
         expected: what `render_all` gave, so that a template which hangs never reaches the engine.
+        plain: compare only what a Go template can say.
 
     Raises:
         InputError, ResourceError: if the template cannot be rendered at all.
@@ -160,6 +166,9 @@ def compare_prompts(
     """
     conversations = askable(abilities(template.source))
     expected = render_all(template) if expected is None else expected
+    if plain:
+        chosen = [one.is_plain for one in conversations]
+        conversations, expected = list(compress(conversations, chosen)), list(compress(expected, chosen))
     found = _Trial(template, engine, tokens).differences(conversations, expected)
     refused = tuple(
         (conversation.name, _reason(text))
@@ -288,7 +297,9 @@ class _Trial:
         self, conversation: Conversation, found: Rendered, now: datetime, n: int
     ) -> Iterator[tuple[str, tuple[str, ...], Rendered, Case]]:
         """Give sets of *n* limits, with the engine's prompt and our case in which they are taken out."""
-        untouched = Case(self._template, handed_on(conversation, self._able), now, self._engine.texts)
+        untouched = Case(
+            self._template, handed_on(conversation, self._able), now, self._engine.texts, self._engine.name
+        )
         answers = [(conversation, found)]
         for group in combinations([row for row in PROMPT_LIMITS if _matters(row, conversation, untouched)], n):
             asked = conversation
