@@ -30,8 +30,9 @@ class Prompting:
     """How the checkpoint prompts.
 
     *template* is its own chat template.  *go_template* is a TEMPLATE that the publication brings, which Ollama may
-    render instead, *renderer* code of Ollama's own that it uses for sure.  *tokenizer* is the folder of the checkpoint's own tokenizer, None for a GGUF.  *for_ollama* says
-    that the model goes straight into this machine's Ollama, which can be asked.
+    render instead, *renderer* code of Ollama's own that it uses for sure.  *tokenizer* is the folder of the
+    checkpoint's own tokenizer, None for a GGUF.  *for_ollama* says that the model goes straight into this machine's
+    Ollama, which can be asked.
     """
 
     template: Template | None

@@ -71,9 +71,7 @@ class DaemonTarget(StagedTarget):
         proven = tuple(check for one in made.values() for check in one.checks)
         digests = tuple(f"sha256:{listed[str(name)]['digest']}" for name, _ in pairs)
         shown = [name for name, entry in pairs if name.tag == entry.tags[0]]
-        return Published(
-            tuple(name for name, _ in pairs), digests, tuple(f"ollama run {name}" for name in shown), checks + proven
-        )
+        return Published(tuple(name for name, _ in pairs), digests, tuple(map(release.use, shown)), checks + proven)
 
     def _send(self, entries: Sequence[ReleaseEntry], log: Log) -> None:
         missing = {

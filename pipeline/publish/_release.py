@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UsageError
+from pipeline.runtime.ollama import daemon_url
 from pipeline.store import Name, slug
 from pipeline.types import Blob, Check
 
@@ -80,6 +83,13 @@ class Release:
     entries: tuple[ReleaseEntry, ...]
     prompts: Callable[[], tuple[Prompt, ...]] = tuple
     about: About = field(default_factory=About)
+
+    def use(self, name: Name | str) -> str:
+        """Return the command that tries a published model: a question, or a text to make a vector of."""
+        if not self.about.is_embedding:
+            return f"ollama run {name}"
+        body = json.dumps({"model": str(name), "input": "Why is the sky blue?"})
+        return f"curl {daemon_url()}/api/embed -d {shlex.quote(body)}"
 
     def names(self, host: str) -> tuple[tuple[Name, ReleaseEntry], ...]:
         """Pair the full name of each tag with its entry, in order.

@@ -99,7 +99,9 @@ class HubTarget(StagedTarget):
                 progress(total, total)
             checks = self._read_back(api, release, small, commit.oid)
         names = self._published_names(release)
-        commands = tuple(f"ollama run {name}" for name in names if name.tag != "latest")
+        shown = [name for name in names if name.tag != "latest"]
+        pulls = [f"ollama pull {name}" for name in shown] if release.about.is_embedding else []
+        commands = (*pulls, *map(release.use, shown))
         where = Check("repository", "proven", f"{url} at {commit.oid[:12]}")
         return Published(names, (f"git:{commit.oid}",) * len(names), commands, (*checks, where))
 

@@ -15,6 +15,7 @@ from pipeline import flow
 from pipeline.errors import AccessError, UsageError
 from pipeline.gguf import read_gguf
 from pipeline.job import Job
+from pipeline.preview import describe_publication
 from pipeline.publish import About, Published, Release, ReleaseEntry, open_target
 from pipeline.types import Check
 
@@ -144,6 +145,34 @@ def test_nothing_is_sent_twice(hub: Any, publish: Callable[..., Published]) -> N
     hub.hub.requests.clear()
     assert publish().digests == first.digests
     assert not [path for method, path in hub.hub.requests if method == "PUT" or "/commit/" in path]
+
+
+def test_a_passing_fault_is_borne(hub: Any, publish: Callable[..., Published]) -> None:
+    """A storage that is in trouble once gets the file again, whole."""
+    hub.hub.fail("/upload/", 503)
+    publish()
+    assert hub.files["demo-Q4_K_M.gguf"] == b"GGUF"
+    assert len([path for method, path in hub.hub.requests if method == "PUT"]) == 2
+
+
+def test_an_embedding_model_is_pulled(hub: Any, publish: Callable[..., Published]) -> None:
+    """The card and the commands do not tell people to chat with it."""
+    commands = publish(about=About(is_embedding=True)).commands
+    assert commands[0] == "ollama pull hf.co/library/demo:Q4_K_M"
+    assert commands[1].startswith("curl http://127.0.0.1:1/api/embed -d ")
+    assert b"pipeline_tag: feature-extraction" in hub.files[CARD]
+    assert b"ollama run" not in hub.files[CARD]
+
+
+def test_a_dry_run_sends_nothing(hub: Any, demo: Path, silent_log: Any) -> None:
+    """A dry run says what is there already, and makes no repository."""
+    (would,) = describe_publication(Job(str(demo), ("Q4_K_M",), "hf:library/tiny"), silent_log)
+    assert (would["target"], would["replaces"]) == ("hf:library/tiny", [])
+    assert hub.hub.repos == {}
+    flow.package(Job(str(demo), ("Q4_K_M",), "hf:library/tiny", proof="none"), silent_log)
+    (would,) = describe_publication(Job(str(demo), ("Q4_K_M",), "hf:library/tiny"), silent_log)
+    assert would["replaces"] == ["Q4_K_M", "latest"]
+    assert len(hub.uploads.summaries) == 1
 
 
 def test_a_change_in_between_is_not_overwritten(hub: Any, publish: Callable[..., Published]) -> None:
