@@ -23,6 +23,7 @@ LAYERS = (
     ("blueprint", "prove", "measure", "provenance"),
     ("plan",),
     ("encode", "report", "republish", "job", "parts"),
+    ("decide",),
     ("flow", "estimate"),
     ("serve", "progress", "doctor", "chat", "preview", "verify"),
     ("commands",),

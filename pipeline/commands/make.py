@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands._common import (
-    F,
     adapter_option,
     json_option,
     print_json,
@@ -20,13 +19,13 @@ from pipeline.commands._common import (
     size,
     threads_option,
 )
+from pipeline.commands._modelfile import modelfile_options
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
     from pipeline.parts import Written
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, exists=True, path_type=Path)
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
@@ -49,28 +48,6 @@ _split_option = click.option(
     metavar="SIZE",
     help="Split into files with so much of the tensors at most (500M, 2G), as llama-gguf-split does; for llama.cpp.",
 )
-
-
-def _modelfile_options(command: F) -> F:
-    for option in (
-        click.option("--templates", type=_FOLDER, help="A folder of your own templates; they win over ours."),
-        click.option(
-            "--with-template", is_flag=True, help="Add a Go TEMPLATE; by default Ollama uses the model's own Jinja."
-        ),
-        click.option(
-            "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="A PARAMETER of the Modelfile."
-        ),
-        click.option("--num-ctx", type=click.IntRange(1), help="Context length that Ollama shall use, in tokens."),
-        click.option("--system", help="The system prompt."),
-    ):
-        command = option(command)
-    return command
-
-
-def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, ...]) -> Overrides:
-    from pipeline.modelfile import Overrides, parse_parameter
-
-    return Overrides(tuple(parse_parameter(text) for text in parameters), num_ctx, system)
 
 
 @click.command()
@@ -104,13 +81,13 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
 @requantize_option
 @adapter_option
-@_modelfile_options
+@modelfile_options
 @threads_option
 @json_option
 def publish(
     model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
-    requantize: bool, adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
-    with_template: bool, templates: Path | None, threads: int, as_json: bool,
+    requantize: bool, adapter: Path | None, overrides: Overrides, with_template: bool, templates: Path | None,
+    threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -119,7 +96,7 @@ def publish(
 
     job = Job(
         model, recipes(quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), requantize, adapter, errors,
+        overrides, requantize, adapter, errors,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
@@ -225,10 +202,10 @@ def _written(made: Written, as_json: bool) -> None:
 @quant_option
 @click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
 @adapter_option
-@_modelfile_options
+@modelfile_options
 def modelfile(
-    model: str, quant: str | None, output: Path | None, adapter: Path | None, system: str | None, num_ctx: int | None,
-    parameters: tuple[str, ...], with_template: bool, templates: Path | None,
+    model: str, quant: str | None, output: Path | None, adapter: Path | None, overrides: Overrides,
+    with_template: bool, templates: Path | None,
 ) -> None:  # fmt: skip
     """Print the Modelfile for MODEL, for use with `ollama create`."""
     from pipeline import flow
@@ -240,7 +217,7 @@ def modelfile(
         names,
         with_template=with_template,
         templates=templates,
-        overrides=_overrides(system, num_ctx, parameters),
+        overrides=overrides,
         adapter=adapter,
     )
     text = flow.modelfile_text(job, reporter())
