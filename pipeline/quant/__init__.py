@@ -13,7 +13,6 @@ from pipeline import discover
 from pipeline.errors import UnsupportedError
 from pipeline.quant._assign import Options, TensorFacts, assign, requires_importance, tensor_order_key
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
-from pipeline.quant._kernels import first_nonfinite
 from pipeline.quant._recipes import ALIASES, ModelFacts, Recipe, recipes
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "Recipe",
     "TensorFacts",
     "assign_types",
-    "first_nonfinite",
     "get",
     "recipes",
     "requires_importance",

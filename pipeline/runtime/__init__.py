@@ -2,7 +2,7 @@
 
 from pipeline.runtime.ggml import Ggml, require_ggml
 from pipeline.runtime.llama import BUILD_HINT, LlamaInstall, find_llama, require_llama
-from pipeline.runtime.session import ChatSession, Completion, load_and_decode, open_runtime, runtime_at_hand
+from pipeline.runtime.session import ChatSession, Completion, open_runtime, runtime_at_hand
 
 __all__ = [
     "BUILD_HINT",
@@ -11,7 +11,6 @@ __all__ = [
     "Ggml",
     "LlamaInstall",
     "find_llama",
-    "load_and_decode",
     "open_runtime",
     "require_ggml",
     "require_llama",
