@@ -54,15 +54,25 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 @quant_option
 @click.option(
     "--to",
-    "target",
-    default="local",
-    show_default=True,
+    "targets",
+    multiple=True,
+    default=("local",),
+    show_default="local",
     metavar="TARGET",
-    help="local (our registry's folder) or ollama (Ollama's store).",
+    help="local (our registry's folder) or ollama (Ollama's store); may be given more than once.",
 )
 @click.option(
     "--name", metavar="[NS/]MODEL", help="Publish under this name; default: the alias or the repository's name."
 )
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="TAG",
+    help="One more tag, of the first quantization; with {quant} in it, of each.",
+)
+@click.option("--latest/--no-latest", default=True, help="Tag the first quantization 'latest' too (the default).")
+@click.option("--again", is_flag=True, help="Make and publish it even if the target has just this already.")
 @click.option(
     "--proof",
     type=click.Choice(["none", "quick"]),
@@ -84,9 +94,10 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 @threads_option
 @json_option
 def publish(
-    model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
-    requantize: bool, adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
-    with_template: bool, templates: Path | None, threads: int, as_json: bool,
+    model: str, quant: str | None, targets: tuple[str, ...], name: str | None, tags: tuple[str, ...], latest: bool,
+    again: bool, proof: str, errors: str, dry_run: bool, requantize: bool, adapter: Path | None, system: str | None,
+    num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None, threads: int,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -94,19 +105,24 @@ def publish(
     from pipeline.job import Job
 
     job = Job(
-        model, recipes(quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), requantize, adapter, errors,
+        model, recipes(quant), targets=targets, name=name, tags=tags, latest=latest, again=again, proof=proof,
+        errors=errors, threads=threads, with_template=with_template, templates=templates, requantize=requantize,
+        adapter=adapter, overrides=_overrides(system, num_ctx, parameters),
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
+        from dataclasses import replace
+
         from pipeline.preview import describe_plan, refuse_impossible
 
         flow.check_job(job)
         with flow.prepare(job.model, log, requantize=requantize, adapter=adapter) as prepared:
             name = "/".join(flow.model_name(job, prepared))
+            job = replace(job, quants=flow.choose_quants(job.quants, prepared))
             would = [
-                describe_plan(prepared, q, 4096, threads) | {"name": f"{name}:{q}", "target": target}
-                for q in flow.choose_quants(job.quants, prepared)
+                describe_plan(prepared, q, 4096, threads)
+                | {"name": f"{name}:{q}", "tags": job.tags_of(n), "targets": list(targets)}
+                for n, q in enumerate(job.quants)
             ]
         print_json(would) if as_json else _show.preview(would)
         refuse_impossible(would)

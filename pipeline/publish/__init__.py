@@ -4,6 +4,7 @@ In: a `Release`, GGUF files that were written into the target's own staging file
 Out: manifests that appear last, all of them or none, and the commands that use them.
 """
 
+from pipeline.publish._layers import manifests
 from pipeline.publish._release import Published, Release, ReleaseEntry, require_name, split_name
 from pipeline.publish._target import PublishTarget, TargetKind, open_target, targets
 
@@ -13,6 +14,7 @@ __all__ = [
     "Release",
     "ReleaseEntry",
     "TargetKind",
+    "manifests",
     "open_target",
     "require_name",
     "split_name",
