@@ -10,22 +10,24 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
+from pipeline import crash, data, prove, publish, record, republish
 from pipeline import delivery as deliveries
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
-from pipeline import prove, publish, record, republish
 from pipeline import report as reports
 from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.delivery import Delivery
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
-from pipeline.gguf import copy_file, read_gguf
+from pipeline.gguf import copy_file, read_parts
 from pipeline.job import DEFAULT_QUANT, Job, Prepared, adapted, usual_quant
 from pipeline.measure import LEVELS, ErrorMeter
+from pipeline.parts import SplitModel, Written
 from pipeline.provenance import SourceHashes, files_of, weights_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
@@ -44,6 +46,7 @@ def package(job: Job, log: Log) -> Report:
     """
     clock = reports.Stopwatch()
     check_job(job)
+    reports.require_room()
     with deliveries.opened(job.targets) as targets:
         look = record.look_of(job)
         if not job.again and (known := record.at_a_glance(job, targets, look)):
@@ -55,30 +58,16 @@ def package(job: Job, log: Log) -> Report:
             for target in targets.values():
                 target.check(*model_name(job, prepared), job.tags_of_all())
             clock.lap("read")
+            crash.point("headers read")
+            files = source_files(prepared, planned)
             slot = record.Slot(record.place_of(job, prepared.source, targets), look)
-            last = None if job.again else there_already(job, prepared, planned, modelfile, targets, slot)
+            again = partial(make_release, job, prepared, planned, modelfile, [Path()] * len(planned))
+            last = None if job.again else record.held(job, prepared, planned, files, slot, targets, again)
             if last is not None and len(last.targets) == len(targets):
                 return replace(last, seconds=clock.so_far())
             had = last.targets if last else ()
             missing = {text: targets[text] for text in targets if text not in {one.target for one in had}}
             return make(job, prepared, planned, modelfile, missing, had, slot, clock, log)
-
-
-def there_already(
-    job: Job,
-    prepared: Prepared,
-    planned: Sequence[Plan],
-    modelfile: Modelfile,
-    targets: deliveries.Targets,
-    slot: record.Slot,
-) -> Report | None:
-    """Give the last report if it tells of just this job, with those targets that hold all of it as they should."""
-    found = record.last_made(job, prepared, planned, source_files(prepared, planned), slot)
-    if found is None:
-        return None
-    last, blobs = found
-    release = make_release(job, prepared, planned, modelfile, [Path()] * len(planned), blobs)
-    return replace(last, targets=deliveries.there_already(targets, deliveries.visible(release), last.targets))
 
 
 def make(
@@ -102,14 +91,17 @@ def make(
     meter = ErrorMeter(every) if (every := LEVELS[job.errors]) else None
     first = next(iter(targets.values()))
     with first.staging([plan.file_bytes for plan in planned]) as paths, hashed(prepared, planned) as hashes:
+        crash.point("staging made")
         blobs = write(planned, paths, log, job.threads, prepared.opened, meter)
         clock.lap("write")
         sources = hashes.result()
         clock.lap("hash sources")
         checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
         clock.lap("prove")
+        crash.point("files proven")
         release = make_release(job, prepared, planned, modelfile, paths, blobs)
         delivered, error = deliveries.deliver(targets, release, log)
+        crash.point("all named")
         clock.lap("publish")
     delivered = (*had, *delivered)
     checks += deliveries.all_checks(delivered)
@@ -180,7 +172,8 @@ def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
     checkpoint = open_checkpoint(source.folder, opened.remote_headers)
     if source.adapter:
         checkpoint = merge_adapter(checkpoint, source.adapter, source.repository or opened.source.name)
-    config = archs.match(checkpoint.config).config(checkpoint.config)
+    arch = archs.match(checkpoint.config)
+    config = archs.with_padding(arch, arch.config(checkpoint.config), checkpoint.tensors)
     tokenizer = read_tokenizer(source.folder, config.raw)
     blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
     opened = replace(opened, source=source)
@@ -205,24 +198,46 @@ def choose_quants(quants: tuple[str, ...], prepared: Prepared) -> tuple[str, ...
 
 
 def convert(
-    model: str, path: Path, dtype: str, log: Log, threads: int = 0, *, adapter: Path | None = None
-) -> tuple[Plan, Blob]:
-    """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
+    model: str,
+    path: Path,
+    dtype: str,
+    log: Log,
+    threads: int = 0,
+    *,
+    adapter: Path | None = None,
+    part_bytes: int | None = None,
+) -> Written:
+    """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own.
+
+    With *part_bytes*, it is split into files with so many bytes of tensors at most.
+    """
     with prepare(model, log, "stream", adapter=adapter) as prepared:
         if prepared.source.gguf:
             raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
         plan = plans.make_plan(prepared.blueprint, dtype)
-        return plan, write([plan], [path], log, threads, prepared.opened)[0]
+        cut = SplitModel.of(plan, path, part_bytes)
+        return cut.write(lambda planned, paths: write(planned, paths, log, threads, prepared.opened))
 
 
 def quantize(
-    gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0, *, requantize: bool = False
-) -> tuple[Plan, Blob]:
-    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says."""
-    if path.exists() and path.samefile(gguf):
-        raise UsageError("the output would replace the input", where=path, hint="give another name with -o")
-    plan = plans.make_plan(blueprints.from_gguf(read_gguf(gguf), requantize=requantize), recipe)
-    return plan, write([plan], [path], log, threads)[0]
+    gguf: Path,
+    path: Path,
+    recipe: str,
+    log: Log,
+    threads: int = 0,
+    *,
+    requantize: bool = False,
+    part_bytes: int | None = None,
+) -> Written:
+    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says.
+
+    One part of a split model stands for all of them.  *part_bytes* is as for `convert`.
+    """
+    parts = read_parts(gguf)
+    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe)
+    cut = SplitModel.of(plan, path, part_bytes)
+    cut.refuse_to_replace([part.path for part in parts])
+    return cut.write(lambda planned, paths: write(planned, paths, log, threads))
 
 
 def source_files(prepared: Prepared, planned: Sequence[Plan]) -> tuple[Path, ...]:
@@ -278,11 +293,13 @@ def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
     """Refuse to start what the disk cannot hold.
 
     Raises:
+        AccessError: if a folder cannot be written.
         ResourceError: if the files together are larger than the free space.
     """
     for path in paths:
         if not path.parent.is_dir():
             raise UsageError("the folder of the output does not exist", where=path.parent, hint="make it first")
+        data.require_writable(path.parent, "the folder of the output cannot be written", "choose another one with -o")
     needed = sum(plan.file_bytes for plan in planned)
     free = shutil.disk_usage(paths[0].parent).free
     if free < needed:

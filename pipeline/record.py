@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline import __version__, data, prove
 from pipeline import report as reports
 from pipeline.blueprint import BYTE_VERSION
-from pipeline.delivery import Delivery, Targets, Visible, there_already
+from pipeline.delivery import Delivery, Targets, Visible, there_already, visible
 from pipeline.errors import PipelineError
 from pipeline.gguf import encode_plan_header
 from pipeline.job import Job, Prepared, adapted, usual_quant
 from pipeline.measure import LEVELS, ErrorMeter
 from pipeline.provenance import SourceFile, looks, recognise
+from pipeline.publish import Release
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import open_source
@@ -65,6 +66,8 @@ def look_of(job: Job) -> str | None:
     except PipelineError:
         return None  # the work itself will say what is wrong
     own = source.gguf or source.folder
+    if source.gguf and "-of-" in source.gguf.name:
+        return None  # one part of several, and only its header tells which
     roots = [data.path("templates"), *(value for value in vars(job).values() if isinstance(value, Path))]
     seen = looks([*roots, *([] if source.commit else [own])])
     if seen is None:
@@ -96,13 +99,30 @@ def key_of(plan: Plan) -> str:
     return state.hexdigest()
 
 
-def last_made(
+def held(
+    job: Job,
+    prepared: Prepared,
+    planned: Sequence[Plan],
+    files: Sequence[Path],
+    slot: Slot,
+    targets: Targets,
+    release_of: Callable[[Sequence[Blob]], Release],
+) -> Report | None:
+    """Find the last report if it tells of all *planned* files, made of the source, whose *files* are as they were.
+
+    Its targets are those that hold all of the release that *release_of* makes of the content of the planned files.
+    """
+    found = _last_made(job, prepared, planned, files, slot)
+    if found is None:
+        return None
+    last, blobs = found
+    return replace(last, targets=there_already(targets, visible(release_of(blobs)), last.targets))
+
+
+def _last_made(
     job: Job, prepared: Prepared, planned: Sequence[Plan], files: Sequence[Path], slot: Slot
 ) -> tuple[Report, list[Blob]] | None:
-    """Find the last report if it tells of all *planned* files, made of the source as it is now.
-
-    *files* are those of the source.  The result is the report and the content of each planned file.
-    """
+    """Find the last report and the content of each planned file, whatever the targets hold."""
     last = reports.recall(slot.path)
     if last is None or not _is_proven(job, last):
         return None
@@ -146,7 +166,7 @@ def make_report(
     meter: ErrorMeter | None,
     clock: reports.Stopwatch,
     slot: Slot,
-    visible: Visible,
+    shown: Visible,
 ) -> Report:
     """Say what was made of what, and what was proven."""
     named = {name.rpartition(":")[2]: (name, digest) for one in reversed(delivered) for name, digest in one.named}
@@ -162,7 +182,7 @@ def make_report(
         checks=checks,
         notes=prepared.blueprint.notes,
         targets=delivered,
-        visible=visible,
+        visible=shown,
         look=slot.look,
         family=modelfile.family,
         pre_tokenizer=prepared.tokenizer.pre,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from pipeline import data
-from pipeline.errors import AccessError, FormatError
+from pipeline.errors import FormatError
 from pipeline.publish import _layers
 from pipeline.publish._read_back import read_back
 from pipeline.publish._release import Release, ReleaseEntry
@@ -92,6 +91,4 @@ def require_writable(store: Store, hint: str) -> None:
         AccessError: naming the folder, with *hint* as the next step.
     """
     for folder in (store.blobs_dir, store.manifests_dir):
-        there = data.nearest_existing(folder)
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise AccessError("the store can not be written", where=there, hint=hint)
+        data.require_writable(folder, "the store can not be written", hint)
