@@ -55,15 +55,26 @@ _split_option = click.option(
 @quant_option
 @click.option(
     "--to",
-    "target",
-    default="local",
-    show_default=True,
+    "targets",
+    multiple=True,
+    default=("local",),
+    show_default="local",
     metavar="TARGET",
-    help="local (our registry's folder), ollama (Ollama's store), or a registry: http(s)://HOST[:PORT].",
+    help="local (our registry's folder), ollama (Ollama's store), a registry: http(s)://HOST[:PORT], or static:DIR; "
+    "may be given more than once.",
 )
 @click.option(
     "--name", metavar="[NS/]MODEL", help="Publish under this name; default: the alias or the repository's name."
 )
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="TAG",
+    help="One more tag, of the first quantization; with {quant} in it, of each.",
+)
+@click.option("--latest/--no-latest", default=True, help="Tag the first quantization 'latest' too (the default).")
+@click.option("--again", is_flag=True, help="Make and publish it even if the target has just this already.")
 @click.option(
     "--proof",
     type=click.Choice(["none", "quick"]),
@@ -85,9 +96,9 @@ _split_option = click.option(
 @threads_option
 @json_option
 def publish(
-    model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
-    requantize: bool, adapter: Path | None, overrides: Overrides, with_template: bool, templates: Path | None,
-    threads: int, as_json: bool,
+    model: str, quant: str | None, targets: tuple[str, ...], name: str | None, tags: tuple[str, ...], latest: bool,
+    again: bool, proof: str, errors: str, dry_run: bool, requantize: bool, adapter: Path | None, overrides: Overrides,
+    with_template: bool, templates: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -95,8 +106,9 @@ def publish(
     from pipeline.job import Job
 
     job = Job(
-        model, recipes(quant), target, name, proof, threads, with_template, templates,
-        overrides, requantize, adapter, errors,
+        model, recipes(quant), targets=targets, name=name, tags=tags, latest=latest, again=again, proof=proof,
+        errors=errors, threads=threads, with_template=with_template, templates=templates, requantize=requantize,
+        adapter=adapter, overrides=overrides,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:

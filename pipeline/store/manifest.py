@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all layers and the config, as `ollama list` counts."""
         return sum(layer.blob.size for layer in self.all_layers)
+
+    @property
+    def digest(self) -> str:
+        """The digest of its bytes: what a registry and `ollama list` know it by."""
+        return f"sha256:{hashlib.sha256(self.to_bytes()).hexdigest()}"
 
     def to_bytes(self) -> bytes:
         """Encode compactly in Ollama's key order, with no newline at the end.
