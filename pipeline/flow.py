@@ -363,25 +363,23 @@ def make_release(
         )
         for number, (plan, path, blob) in enumerate(zip(planned, paths, blobs, strict=True))
     )
-    prompts: tuple[publish.Prompt, ...] = ()
-    if job.proof != "none" and modelfile.template is None and modelfile.renderer is None:
-        prompting = prompting_of(prepared, modelfile)
-        prompts = tuple(
-            publish.Prompt(messages, text.removeprefix(prompting.bos), prompting.bos)
-            for messages, text in prove.expected_prompts(prompting)
-        )
+    prompting = prompting_of(job, prepared, modelfile)
+    expected = prove.expected_prompts(prompting) if prompting.for_ollama and job.proof != "none" else ()
+    bos = prompting.template.bos if prompting.template else ""
+    prompts = tuple(publish.Prompt(messages, text.removeprefix(bos), bos) for messages, text in expected)
     return publish.Release(*model_name(job, prepared), entries, prompts)
 
 
-def prompting_of(prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
+def prompting_of(job: Job, prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
     """Say how the checkpoint prompts, and whether Ollama is told another way."""
     tokenizer, source = prepared.tokenizer, prepared.source
+    own, texts = tokenizer.chat_template, (tokenizer.bos or "", tokenizer.eos or "")
     return prove.Prompting(
-        tokenizer.chat_template,
-        tokenizer.bos or "",
-        tokenizer.eos or "",
-        has_go_template=modelfile.template is not None or modelfile.renderer is not None,
+        None if own is None else prove.Template(own, tokenizer.tool_template, *texts),
+        go_template=modelfile.template,
+        renderer=modelfile.renderer,
         tokenizer=source.folder if source.gguf is None else None,
+        for_ollama="ollama" in job.targets,
     )
 
 
@@ -391,8 +389,12 @@ def proof(
     """Prove the files that are about to be published.
 
     Raises:
-        ProofError: if one is not what was meant.
+        ProofError: if one is not what was meant, unless the job says to go on.
     """
-    checks = prove.files(job.proof, items, prompting_of(prepared, modelfile), log.stage)
-    prove.refuse_differences("/".join(model_name(job, prepared)), checks)
+    checks = prove.files(job.proof, items, prompting_of(job, prepared, modelfile), log.stage)
+    if job.force:
+        for check in (check for check in checks if check.state == "different"):
+            log.note(f"published although {check.name} is different: {check.detail}")
+    else:
+        prove.refuse_differences("/".join(model_name(job, prepared)), checks)
     return checks

@@ -27,7 +27,8 @@ class Job:
 
     *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
     merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
-    says which rows are compared with the source (a name in measure.LEVELS).
+    says which rows are compared with the source (a name in measure.LEVELS).  With *force* it is published even if the
+    proof finds a difference.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Job:
     tags: tuple[str, ...] = ()
     latest: bool = True
     again: bool = False
+    force: bool = False
 
     def tags_of(self, number: int) -> tuple[str, ...]:
         """Return all tags of the file of quantization *number*, its own first."""

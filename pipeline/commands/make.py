@@ -89,6 +89,7 @@ _split_option = click.option(
     show_default=True,
     help="Rows to compare with the source, for the report; all takes up to twice the time.",
 )
+@click.option("--force", is_flag=True, help="Publish even if the proof finds a difference; the report keeps it.")
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
 @requantize_option
 @adapter_option
@@ -97,7 +98,8 @@ _split_option = click.option(
 @json_option
 def publish(
     model: str, quant: str | None, targets: tuple[str, ...], name: str | None, tags: tuple[str, ...], latest: bool,
-    again: bool, proof: str, errors: str, dry_run: bool, requantize: bool, adapter: Path | None, overrides: Overrides,
+    again: bool, proof: str, errors: str, force: bool, dry_run: bool, requantize: bool, adapter: Path | None,
+    overrides: Overrides,
     with_template: bool, templates: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
@@ -108,7 +110,7 @@ def publish(
     job = Job(
         model, recipes(quant), targets=targets, name=name, tags=tags, latest=latest, again=again, proof=proof,
         errors=errors, threads=threads, with_template=with_template, templates=templates, requantize=requantize,
-        adapter=adapter, overrides=overrides,
+        adapter=adapter, overrides=overrides, force=force,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
