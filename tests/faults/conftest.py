@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -78,17 +79,22 @@ _COUNTING = (
 
 @dataclass(frozen=True)
 class Home:
-    """A home folder with a store, reports and a Hub cache; commands run in it as a user runs them."""
+    """A home folder with a store, reports and a Hub cache; commands run in it as a user runs them.
+
+    *prefix* is what the command line begins with, *variables* win over the usual ones; the store is looked at in
+    *root_at*, if that is not where the commands see it.
+    """
 
     folder: Path
     hub: Any
-    prefix: tuple[str, ...] = ()  # what the command line begins with
+    prefix: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
+    root_at: Path | None = None
 
     @property
     def root(self) -> Path:
         """The store's folder."""
-        return self.folder / "registry"
+        return self.root_at or self.folder / "registry"
 
     @property
     def store(self) -> Store:
@@ -265,6 +271,19 @@ def again(before: Before, hub: Any, tmp_path: Path) -> Callable[..., Home]:
 def home(again: Callable[[], Home]) -> Home:
     """One such copy."""
     return again()
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Any]], None]:
+    """Wait until a condition holds: `until(lambda: ...)`."""
+
+    def wait(condition: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen"
+            time.sleep(0.002)
+
+    return wait
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def test_any_moment(before: Any, again: Callable[..., Any], tally: Any) -> None:
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS[:4], ids=lambda fraction: f"{fraction:.3f}")
-def test_any_byte_of_the_download(fraction: float, before: Any, home: Any, tally: Any) -> None:
+def test_any_byte_of_the_download(fraction: float, before: Any, home: Any, until: Any, tally: Any) -> None:
     """Killed from outside when the Hub has sent a part of the weights: the next run asks for the rest alone."""
     weights = "model.safetensors"
     with tally("killed at a random moment"):
@@ -185,7 +185,7 @@ def test_any_byte_of_the_download(fraction: float, before: Any, home: Any, tally
         fault = home.hub.hold(weights, at)
         process = home.start(*PUBLISH)
         assert fault.reached.wait(60)
-        _until(lambda: [1 for size in _partials(home).values() if size == began + at])
+        until(lambda: [1 for size in _partials(home).values() if size == began + at])
         process.kill()
         process.communicate(timeout=60)
         fault.released.set()
@@ -197,13 +197,6 @@ def test_any_byte_of_the_download(fraction: float, before: Any, home: Any, tally
 def _partials(home: Any) -> dict[str, int]:
     paths = (home.folder / "hf").glob("hub/models--*/blobs/*.incomplete")
     return {path.name.removesuffix(".incomplete"): path.stat().st_size for path in paths}
-
-
-def _until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("point", ["header written", "chunk written", "file written", "file synced"])
