@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.strict_json import json_type, read_json
+from pipeline.strict_json import has_file, json_type, read_bytes, read_json
 
 _MAX_BYTES = 1_000_000
 _MODULES = "modules.json"
@@ -30,12 +30,11 @@ def read_pooling(folder: Path) -> str | None:
         UnsupportedError: if it is another kind of pooling, or not the last thing done.
     """
     path = folder / _MODULES
-    if not path.exists():
+    if not has_file(path):
         return None
-    if path.stat().st_size > _MAX_BYTES:
-        raise FormatError("is too big", where=path, expected=f"at most {_MAX_BYTES:,} bytes")
+    data = read_bytes(path, _MAX_BYTES)
     try:
-        modules = json.loads(path.read_bytes())
+        modules = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise FormatError("is not JSON", where=path, found=error) from error
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
