@@ -21,15 +21,16 @@ from pipeline import report as reports
 from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
-from pipeline.gguf import copy_file, read_gguf
-from pipeline.job import Job, Log, Prepared
+from pipeline.gguf import copy_file, read_parts
+from pipeline.job import Job, Prepared
 from pipeline.measure import LEVELS, ErrorMeter
+from pipeline.parts import SplitModel, Written
 from pipeline.provenance import SourceFile, SourceHashes, files_of, weights_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import OpenSource, Weights, aliases, open_source
 from pipeline.tokenizer import read_tokenizer
-from pipeline.types import Blob, Check, Modelfile, Plan
+from pipeline.types import Blob, Check, Log, Modelfile, Plan
 
 DEFAULT_QUANT = "Q4_K_M"
 
@@ -64,9 +65,9 @@ def package(job: Job, log: Log) -> Report:
             clock.lap("prove")
             crash.point("files proven")
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
-            published = target.publish(release, log.stage)
+            published = target.publish(release, log)
             crash.point("all named")
-        checks += (*prove.published(target.store, published.names), *published.checks)
+        checks += published.checks
         clock.lap("publish")
     made = make_report(job, prepared, planned, blobs, modelfile, published, checks, sources, meter, clock)
     reports.save(made)
@@ -117,7 +118,8 @@ def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
         adapter = adapter.resolve()
         checkpoint = merge_adapter(checkpoint, adapter, source.repository or source.name)
         source = replace(source, name=f"{source.name}-{adapter.name}", adapter=adapter)
-    config = archs.match(checkpoint.config).config(checkpoint.config)
+    arch = archs.match(checkpoint.config)
+    config = archs.with_padding(arch, arch.config(checkpoint.config), checkpoint.tensors)
     tokenizer = read_tokenizer(source.folder, config.raw)
     blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
     opened = replace(opened, source=source)
@@ -143,24 +145,46 @@ def choose_quants(quants: tuple[str, ...], prepared: Prepared) -> tuple[str, ...
 
 
 def convert(
-    model: str, path: Path, dtype: str, log: Log, threads: int = 0, *, adapter: Path | None = None
-) -> tuple[Plan, Blob]:
-    """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
+    model: str,
+    path: Path,
+    dtype: str,
+    log: Log,
+    threads: int = 0,
+    *,
+    adapter: Path | None = None,
+    part_bytes: int | None = None,
+) -> Written:
+    """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own.
+
+    With *part_bytes*, it is split into files with so many bytes of tensors at most.
+    """
     with prepare(model, log, "stream", adapter=adapter) as prepared:
         if prepared.source.gguf:
             raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
         plan = plans.make_plan(prepared.blueprint, dtype)
-        return plan, write([plan], [path], log, threads, prepared.opened)[0]
+        cut = SplitModel.of(plan, path, part_bytes)
+        return cut.write(lambda planned, paths: write(planned, paths, log, threads, prepared.opened))
 
 
 def quantize(
-    gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0, *, requantize: bool = False
-) -> tuple[Plan, Blob]:
-    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says."""
-    if path.exists() and path.samefile(gguf):
-        raise UsageError("the output would replace the input", where=path, hint="give another name with -o")
-    plan = plans.make_plan(blueprints.from_gguf(read_gguf(gguf), requantize=requantize), recipe)
-    return plan, write([plan], [path], log, threads)[0]
+    gguf: Path,
+    path: Path,
+    recipe: str,
+    log: Log,
+    threads: int = 0,
+    *,
+    requantize: bool = False,
+    part_bytes: int | None = None,
+) -> Written:
+    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says.
+
+    One part of a split model stands for all of them.  *part_bytes* is as for `convert`.
+    """
+    parts = read_parts(gguf)
+    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe)
+    cut = SplitModel.of(plan, path, part_bytes)
+    cut.refuse_to_replace([part.path for part in parts])
+    return cut.write(lambda planned, paths: write(planned, paths, log, threads))
 
 
 def hashed(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:

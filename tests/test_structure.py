@@ -16,13 +16,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up: a part may import parts of lower layers only, and never another part of its own.
 LAYERS = (
     ("errors", "crash"),
-    ("types", "discover", "data", "strict_json", "whole"),
+    ("types", "discover", "data", "strict_json", "patience", "whole"),
     ("views", "machine", "kv_cache"),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
     ("blueprint", "prove", "measure", "provenance"),
     ("plan",),
-    ("encode", "report", "republish", "job"),
+    ("encode", "report", "republish", "job", "parts"),
     ("flow", "estimate"),
     ("serve", "progress", "doctor", "chat", "preview", "verify"),
     ("commands",),

@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -212,3 +213,32 @@ def test_convert(point: str, home: Any, tmp_path: Path, tally: Any) -> None:
         home.run("convert", "me/tiny@new", "-o", out / "x.gguf")
         assert [path.name for path in out.iterdir()] == ["x.gguf"]
         assert (out / "x.gguf").read_bytes()[:4] == b"GGUF"
+
+
+@pytest.mark.parametrize("point", _at("convert"))
+def test_convert_into_parts(point: str, home: Any, demo: Path, tmp_path: Path, tally: Any) -> None:
+    """Killed while parts get their names: if the first is there, all are, old or new; the next run makes all new."""
+
+    def split(out: Path, dtype: str) -> tuple[str | Path, ...]:
+        out.mkdir(exist_ok=True)
+        return ("convert", demo, "--dtype", dtype, "--split-size", "2M", "-o", out / "x.gguf")
+
+    def files(out: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix == ".gguf"}
+
+    passes = home.passes(*split(tmp_path / "new", "bf16"))
+    home.run(*split(tmp_path / "old", "f16"))
+    old, new = files(tmp_path / "old"), files(tmp_path / "new")
+    assert len(new) > 2
+
+    def harm(number: int) -> None:
+        with tally("killed while converting"):
+            out = tmp_path / f"out{number}"
+            shutil.copytree(tmp_path / "old", out)
+            _kill(home, f"{point}:{number}", *split(out, "bf16"))
+            assert min(new) not in files(out) or files(out) in (old, new)
+            home.run(*split(out, "bf16"))
+            assert files(out) == new
+            assert len(list(out.iterdir())) == len(new)
+
+    _each(harm, _some(passes[point]))
