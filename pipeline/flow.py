@@ -264,10 +264,10 @@ def make_release(
     paths: Sequence[Path],
     blobs: Sequence[Blob],
 ) -> publish.Release:
-    """Gather what a target needs to publish; the first quantization is also tagged "latest"."""
+    """Gather what a target needs to publish; the first quantization is also tagged "latest", if the job says so."""
     entries = tuple(
         publish.ReleaseEntry(
-            tags=(plan.recipe, "latest") if plan is planned[0] else (plan.recipe,),
+            tags=(plan.recipe, "latest") if job.tag_latest and plan is planned[0] else (plan.recipe,),
             gguf=path,
             gguf_blob=blob,
             architecture=prepared.blueprint.model.arch,

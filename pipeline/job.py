@@ -32,10 +32,10 @@ class Log(Protocol):
 class Job:
     """What to publish, and where.
 
-    *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
-    its alias says.  *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
-    merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
-    says which rows are compared with the source (a name in measure.LEVELS).
+    *quants* are recipe names, the first is also tagged "latest" unless *tag_latest* is off; none means a GGUF as it is,
+    and for a checkpoint what its alias says.  *requantize* allows to start from quantized weights; *adapter* is the
+    folder of a LoRA adapter to merge.  *name* is "model" or "namespace/model"; without it the alias or the repository
+    names the model.  *errors* says which rows are compared with the source (a name in measure.LEVELS).
     """
 
     model: str
@@ -50,6 +50,7 @@ class Job:
     requantize: bool = False
     adapter: Path | None = None
     errors: str = "sample"
+    tag_latest: bool = True
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up: a part may import parts of lower layers only, and never another part of its own.
 LAYERS = (
     ("errors",),
-    ("types", "discover", "data", "strict_json"),
+    ("types", "discover", "data", "strict_json", "units"),
     ("views", "machine", "kv_cache"),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
@@ -36,7 +36,7 @@ DOORS = {
     "rich": {"progress"},
     "requests": {"publish", "runtime"},
     "huggingface_hub": {"source", "publish"},
-    "jinja2": {"modelfile", "prove"},
+    "jinja2": {"modelfile", "prove", "serve"},
     "aiohttp": {"serve"},
     "sentencepiece": {"tokenizer", "prove"},
     "tokenizers": {"tokenizer", "prove"},
