@@ -109,6 +109,8 @@ async def _check_access(request: web.Request, handler: Handler) -> web.StreamRes
     if settings.token is None:
         allow = {"Allow": ", ".join(_READING)}
         raise RegistryError(405, "UNSUPPORTED", "this registry is read-only", request.method, allow)
+    if request.match_info.http_exception is not None:
+        return await handler(request)  # no such address, or not with this method
     if not settings.remote_writes and not is_loopback(request.remote or ""):
         message = "this registry is read-only for other machines; serve it with --allow-remote-writes"
         raise RegistryError(403, "DENIED", message, request.remote)

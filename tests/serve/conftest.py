@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
-from pipeline.serve import BackgroundServer
+from pipeline.serve import BackgroundServer, Settings
 from pipeline.store import Manifest, Name, Store
 from pipeline.store.manifest import CONFIG, MODEL
 from pipeline.types import Layer
 
+TOKEN = "a token of this test alone"  # noqa: S105
 WEIGHTS = hashlib.sha256(b"seed").digest() * 40_000  # 1.28 MB
 
 
@@ -50,3 +52,25 @@ def server(store: Store) -> Iterator[BackgroundServer]:
 def url(server: BackgroundServer) -> str:
     """The address of the served store."""
     return f"http://{server.address}"
+
+
+@pytest.fixture
+def token() -> str:
+    """The token of the server that takes writes."""
+    return TOKEN
+
+
+@pytest.fixture
+def writable(store: Store) -> Iterator[BackgroundServer]:
+    """The store, served for writing too, on a free port."""
+    with BackgroundServer(store, settings=Settings(token=TOKEN, stall_s=2)) as running:
+        yield running
+
+
+@pytest.fixture
+def pusher(writable: BackgroundServer) -> Iterator[requests.Session]:
+    """A client that knows the token."""
+    with requests.Session() as session:
+        session.headers["Authorization"] = f"Bearer {TOKEN}"
+        session.trust_env = False
+        yield session
