@@ -22,7 +22,6 @@ from pipeline import quant
 from pipeline.errors import AccessError, UsageError
 from pipeline.serve._answers import RegistryError
 from pipeline.serve._offers import HUB_NAMESPACE, Offers
-from pipeline.store import manifest
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,8 +68,6 @@ class Demand:
         Raises:
             RegistryError: if it can not be made, could not be made a moment ago, or another one is being made.
         """
-        if manifest.is_digest(tag):
-            return False
         model = await self._find(repository)
         if model is None:
             return False

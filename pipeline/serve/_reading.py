@@ -54,16 +54,22 @@ async def _tags(request: web.Request) -> web.Response:
 
 async def _manifest(request: web.Request) -> web.Response:
     data = await asyncio.to_thread(_find_manifest, request)
-    demand = request.app[SETTINGS].on_demand
-    if data is None and demand is not None and request.method == "GET":
-        name = requested_name(request, request.match_info["reference"])
-        if await demand.make(name.repository, name.tag):
-            data = await asyncio.to_thread(_find_manifest, request)
+    if data is None and await _is_made(request):
+        data = await asyncio.to_thread(_find_manifest, request)
     if data is None:
         raise RegistryError(404, "MANIFEST_UNKNOWN", "no such manifest", request.match_info["reference"])
     digest = hash_bytes(data).digest
     headers = {"Content-Type": _media_type(data), "Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
     return web.Response(body=data, headers=headers)
+
+
+async def _is_made(request: web.Request) -> bool:
+    """Make what a GET asks for by tag, if this registry does so; only a look (HEAD) starts nothing."""
+    demand, reference = request.app[SETTINGS].on_demand, request.match_info["reference"]
+    if demand is None or request.method != "GET" or manifest.is_digest(reference):
+        return False
+    name = requested_name(request, reference)
+    return await demand.make(name.repository, name.tag)
 
 
 async def _blob(request: web.Request) -> web.FileResponse:
