@@ -89,9 +89,9 @@ def workdir(tmp_path: Path) -> Path:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI a native or Ollama test that is skipped has failed: nobody would see that nothing was tested."""
+    """In CI a native, Ollama or browser test that is skipped has failed: nobody would see that nothing was tested."""
     report = yield
-    is_ours = item.get_closest_marker("native") or item.get_closest_marker("ollama")
+    is_ours = any(item.get_closest_marker(name) for name in ("native", "ollama", "browser"))
     if IS_CI and is_ours and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {report.longrepr}"

@@ -37,9 +37,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class Row:
-    """One tag as the page shows it."""
+    """One manifest as the page shows it; *others* are further tags of it."""
 
     tag: str
+    others: tuple[str, ...]
     size: str
     quantization: str
     error: str
@@ -120,21 +121,24 @@ def _render(request: web.Request) -> tuple[str, str]:
 
 
 def _models(entries: Iterable[Entry], qualities: dict[str, Quality], pull: str) -> list[Model]:
-    by_repository: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda one: (one.name.repository, one.name.tag != "latest", one.name.tag)):
-        by_repository.setdefault(entry.name.repository, []).append(entry)
+    """Group tags by repository and manifest; a manifest is shown under the tag that says most, "latest" last."""
+    by_repository: dict[str, dict[str, list[Entry]]] = {}
+    for entry in sorted(entries, key=lambda one: (one.name.repository, one.name.tag == "latest", one.name.tag)):
+        by_repository.setdefault(entry.name.repository, {}).setdefault(entry.digest, []).append(entry)
     unknown = Quality("", "", "", "")
     found = []
-    for repository, tags in by_repository.items():
-        known = [qualities.get(entry.digest, unknown) for entry in tags]
-        rows = [_row(entry, quality, pull) for entry, quality in zip(tags, known, strict=True)]
+    for repository, manifests in by_repository.items():
+        known = [qualities.get(digest, unknown) for digest in manifests]
+        rows = [_row(tags, quality, pull) for tags, quality in zip(manifests.values(), known, strict=True)]
         found.append(Model(repository, next((one.origin for one in known if one.origin), ""), tuple(rows)))
     return found
 
 
-def _row(entry: Entry, quality: Quality, pull: str) -> Row:
+def _row(tags: list[Entry], quality: Quality, pull: str) -> Row:
+    entry = tags[0]
     return Row(
         tag=entry.name.tag,
+        others=tuple(other.name.tag for other in tags[1:]),
         size=size(entry.size),
         quantization=quality.recipe or (entry.name.tag if entry.name.tag in quant.recipes() else ""),
         error=quality.error,
