@@ -1,31 +1,17 @@
-"""What the flow is asked, what it knows of a model, and where it says what it does."""
+"""What the flow is asked, and what it knows of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline import blueprint as blueprints
 from pipeline import modelfile as modelfiles
 from pipeline.source import OpenSource
 from pipeline.tokenizer import Tokenizer
 from pipeline.types import Source, SourceTensor
-
-
-class Log(Protocol):
-    """Where a flow says what it does (progress.Reporter, or a silent one)."""
-
-    def stage(self, text: str) -> None:
-        """Say that a stage begins."""
-
-    def note(self, text: str) -> None:
-        """Say something the user must know."""
-
-    def bar(self, text: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Show one long step."""
 
 
 @dataclass(frozen=True)

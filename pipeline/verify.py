@@ -20,11 +20,10 @@ from pipeline.checkpoint import TensorReader
 from pipeline.encode import derive
 from pipeline.errors import ProofError, UsageError
 from pipeline.gguf import GgufFile, GgufTensor, read_gguf
-from pipeline.job import Log
 from pipeline.provenance import weights_of
 from pipeline.source import OpenSource
 from pipeline.store import Name, Store
-from pipeline.types import KV, Check, Plan, PlannedTensor
+from pipeline.types import KV, Check, Log, Plan, PlannedTensor
 
 SAMPLE = 16
 

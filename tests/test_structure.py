@@ -15,14 +15,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up: a part may import parts of lower layers only, and never another part of its own.
 LAYERS = (
-    ("errors",),
-    ("types", "discover", "data", "strict_json", "units"),
+    ("errors", "crash"),
+    ("types", "discover", "data", "strict_json", "units", "patience", "whole"),
     ("views", "machine", "kv_cache"),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
     ("blueprint", "prove", "measure", "provenance"),
     ("plan",),
-    ("encode", "report", "republish", "job"),
+    ("encode", "report", "republish", "job", "parts"),
     ("flow", "estimate"),
     ("serve", "progress", "doctor", "chat", "preview", "verify"),
     ("commands",),

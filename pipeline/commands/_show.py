@@ -11,9 +11,11 @@ from pipeline.commands._common import duration, pasteable, size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.prove import Comparison
     from pipeline.report import PublishedFile, Report
     from pipeline.types import Check
 
+_MANY = 12
 _MARKS = {"proven": "ok", "not checked": "--", "different": "!!"}
 
 
@@ -40,6 +42,23 @@ def checks(found: Sequence[Check]) -> None:
             click.echo(f"     to check it: {pasteable(check.command)}")
 
 
+def comparison(found: Comparison) -> None:
+    """Print how a vocabulary in llama.cpp compares with the checkpoint's own tokenizer."""
+    n_equal = found.n_texts - len(found.differences)
+    click.echo(f"[ok] equal: {n_equal} of {found.n_texts} texts, cut as by {found.reference}")
+    for name, says in found.says.items():
+        texts = [difference.name for difference in found.differences if name in difference.limits]
+        click.echo(f"[ok] known limit: {says} ({len(texts)}: {_few(texts, '; ')})")
+    for one in found.unexplained[:_MANY]:
+        click.echo(f"[!!] different: {one.name}: {found.reference} gives {_few(one.expected)}, ours {_few(one.found)}")
+    if len(found.unexplained) > _MANY:
+        click.echo(f"[!!] and {len(found.unexplained) - _MANY} texts more")
+
+
+def _few(values: Sequence[object], between: str = ", ") -> str:
+    return between.join(map(str, values[:_MANY])) + (" ..." if len(values) > _MANY else "")
+
+
 def _worst(item: PublishedFile, made: Report) -> str:
     measured = [(t.error.relative, t) for t in item.tensors if t.error and t.error.relative is not None]
     if not measured:
@@ -53,6 +72,15 @@ def preview(planned: list[dict[str, Any]]) -> None:
     """Print what a publication would write."""
     for one in planned:
         click.echo(f"{one['name']}  {one['recipe']}  {size(one['file_bytes'])}  would be published to {one['target']}")
+        click.echo(f"  {_there(one)}")
+
+
+def _there(one: dict[str, Any]) -> str:
+    """Say what the target has of a file already."""
+    text = f"{one['blobs_there']} of {len(one['blobs'])} blobs are there, {size(one['bytes_to_send'])} would be written"
+    if any(blob["is_there"] is None for blob in one["blobs"]):
+        text += " (less if the GGUF of this size that is there is the same)"
+    return text + (f"; {' and '.join(one['replaces'])} would be replaced" if one["replaces"] else "")
 
 
 def plan(described: dict[str, Any]) -> None:

@@ -118,12 +118,27 @@ def verify(
 
 
 @click.command()
+@click.option(
+    "--tokenizer",
+    "model",
+    metavar="MODEL",
+    help="Compare the vocabulary that MODEL gets with its own tokenizer, on tricky texts; no weights are fetched.",
+)
+@click.option(
+    "--registry", metavar="URL", help="Say only whether `ollama pull` works from this registry, and what it lacks."
+)
 @json_option
-def doctor(as_json: bool) -> None:
-    """Say what is installed, what is missing, and how to get it."""
-    from pipeline.doctor import examine
+def doctor(model: str | None, registry: str | None, as_json: bool) -> None:
+    """Say what is installed, what is missing, and how to get it; or whether a model's tokenizer comes out right."""
+    from pipeline import doctor as doctors
+    from pipeline.commands import _show
 
-    found = examine()
+    if model is not None:
+        compared = doctors.examine_tokenizer(model, reporter(quiet=as_json))
+        print_json({"model": model, **compared.as_dict()}) if as_json else _show.comparison(compared)
+        doctors.refuse_differences(model, compared)
+        return
+    found = doctors.examine() if registry is None else [doctors.examine_registry(registry)]
     if as_json:
         print_json([one.as_dict() for one in found])
         return

@@ -12,7 +12,6 @@ from functools import cache
 from pipeline import discover
 from pipeline.errors import UnsupportedError
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
-from pipeline.quant._kernels import first_nonfinite
 from pipeline.quant._recipes import ModelFacts, Recipe, TensorFacts, assign, recipes, tensor_order_key
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "Recipe",
     "TensorFacts",
     "assign_types",
-    "first_nonfinite",
     "get",
     "recipes",
     "tensor_order_key",
