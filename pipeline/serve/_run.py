@@ -20,7 +20,6 @@ from pipeline.serve._settings import Settings
 from pipeline.store import Store
 
 _SHUTDOWN_S = 1.0  # for requests under way; a pull that is cut resumes at its byte
-_SILENT_S = 60.0  # a connection on which no request comes is closed
 
 
 def serve(
@@ -126,7 +125,7 @@ async def _running(store: Store, host: str, port: int, settings: Settings) -> As
         make_app(store, settings=settings),
         access_log=None,
         shutdown_timeout=_SHUTDOWN_S,
-        keepalive_timeout=_SILENT_S,
+        keepalive_timeout=settings.stall_s,
     )
     context = _tls(settings)
     await runner.setup()

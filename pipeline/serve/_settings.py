@@ -19,8 +19,8 @@ class Settings:
 
     *allow_remote* answers to every name, not to this machine's alone; *remote_writes* takes writes from other machines
     as well.  Without a *token* the registry is read-only; *ollama_keys* is the file of the public keys of Ollamas that
-    may push.  *on_demand* makes models at their first pull.  *stall_s* is how long a client that sends a body may
-    keep quiet.  *certificate* and *key* are PEM files for https.
+    may push.  *on_demand* makes models at their first pull.  *certificate* and *key* are PEM files for https.
+    *stall_s* is how long a client may keep quiet, between requests or within one.
     """
 
     allow_remote: bool = False
