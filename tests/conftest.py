@@ -92,7 +92,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI a test that needs a program, or a right, and is skipped has failed: nobody would see what is not tested."""
     report = yield
-    is_ours = any(item.get_closest_marker(name) for name in ("native", "ollama", "registry", "mounts"))
+    is_ours = any(item.get_closest_marker(name) for name in ("native", "ollama", "registry", "mounts", "browser"))
     if IS_CI and is_ours and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {report.longrepr}"

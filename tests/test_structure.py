@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up: a part may import parts of lower layers only, and never another part of its own.
 LAYERS = (
     ("errors", "crash"),
-    ("types", "discover", "data", "strict_json", "patience", "whole"),
+    ("types", "discover", "data", "strict_json", "units", "patience", "whole"),
     ("views", "machine", "kv_cache"),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
@@ -37,7 +37,7 @@ DOORS = {
     "rich": {"progress"},
     "requests": {"publish", "runtime"},
     "huggingface_hub": {"source", "publish"},
-    "jinja2": {"modelfile", "prove"},
+    "jinja2": {"modelfile", "prove", "serve"},
     "aiohttp": {"serve"},
     "sentencepiece": {"tokenizer", "prove"},
     "tokenizers": {"tokenizer", "prove"},
