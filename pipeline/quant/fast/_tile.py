@@ -1,0 +1,73 @@
+"""Blocks in and out: a tile has one block in each lane, element i of all of them in row i."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.quant.fast._vector import BYTE, FLOAT, HALF, INT, Code, Pointer, Rows, Value, where
+
+
+def tiles(code: Code, n_blocks: Value, body: Callable[[Value], None]) -> None:
+    """Run *body* with the number of each tile's first block.
+
+    The last tile ends with the last block, so it may do again what the one before it has done; *n_blocks* must be at
+    least the number of lanes.
+    """
+    lanes = code.lanes
+
+    def one(i: Value) -> None:
+        first, last = i * lanes, n_blocks - lanes
+        body(where(first < last, first, last))
+
+    code.loop((n_blocks + (lanes - 1)) // lanes, one)
+
+
+def load_tile(code: Code, block: Callable[[int], Pointer], n_elements: int, rows: Rows) -> None:
+    """Fill *rows* with the float32 of the blocks whose places *block* gives for each lane: a transposition.
+
+    Squares as wide as a register are turned by halving: each round interleaves the first half of the vectors with the
+    second, and as many rounds as the width has bits bring every element to its place.
+    """
+    width = min(code.width, code.lanes)
+    low = [n // 2 + (n % 2) * width for n in range(width)]
+    high = [number + width // 2 for number in low]
+
+    for lane in range(0, code.lanes, width):
+        places = [block(lane + k) for k in range(width)]
+
+        def square(i: Value, places: list[Pointer] = places, lane: int = lane) -> None:
+            vectors = [place.at(i * (4 * width)).load(FLOAT, width) for place in places]
+            for _ in range(width.bit_length() - 1):
+                pairs = zip(vectors[: width // 2], vectors[width // 2 :], strict=True)
+                vectors = [v for a, b in pairs for v in (a.shuffle(low, b), a.shuffle(high, b))]
+            for k, vector in enumerate(vectors):
+                rows.after(i * width + k).start.at(4 * lane).store(vector)
+
+        code.loop(n_elements // width, square)
+
+
+def store_words(code: Code, words: Rows, n_words: int, block: Callable[[Value], Pointer], n_halves: int = 0) -> None:
+    """Write a tile's *words*, rows of int32, block by block; *n_halves* rows of 16 bits follow the whole ones."""
+    start = words.start
+
+    def one(lane: Value) -> None:
+        source, target = start.at(lane * 4), block(lane)
+        for word in range(n_words):
+            target.at(4 * word).store(source.at(word * words.row_bytes).load(INT))
+        for half in range(n_halves):
+            number = source.at((n_words + half) * words.row_bytes).load(HALF)
+            target.at(4 * n_words + 2 * half).store(number)
+
+    code.loop(code.lanes, one)
+
+
+def clear_blocks(code: Code, n_bytes: int, start: Pointer) -> None:
+    """Write zeros: *n_bytes*, a multiple of the lanes."""
+    zeros = code.ints(0).narrow(BYTE)
+    code.loop(n_bytes // code.lanes, lambda i: start.at(i * code.lanes).store(zeros))
+
+
+def is_zero(code: Code, rows: Rows, n: int) -> Value:
+    """Say whether all elements of a tile are zeros, of whatever sign."""
+    (seen,) = code.each(n, lambda i, seen: (seen | rows[i].bits(),), code.ints(0), unroll=8)
+    return ((seen & 0x7FFFFFFF) != 0).mask() == 0
