@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pipeline.errors import FormatError, UsageError
+from pipeline.errors import FormatError, UnsupportedError, UsageError
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -80,11 +80,47 @@ class _Workspace(threading.local):
 workspace = _Workspace()
 
 
+def sum_of_squares(x: F32) -> F32:
+    """Sum the squares of each row of *x*, (n, k), in the order of the elements, as C's loops do."""
+    total: F32 = np.add.accumulate(x * x, axis=1)[:, -1]
+    return total
+
+
+class Weights(NamedTuple):
+    """What an importance matrix says of a tile of n blocks.
+
+    *importance*, (n, block_size), is that of each element's column; *row_mean*, (n,), the mean square of the row that
+    each block is a part of, for types that weigh rows.
+    """
+
+    importance: F32
+    row_mean: F32
+
+
+class _Weighing:
+    """Hands out the weights of tiles of *x*, (n_rows, n_cols)."""
+
+    def __init__(self, kind: BlockType, x: F32, importance: F32) -> None:
+        self._importance = importance.reshape(-1, kind.block_size)
+        n_rows, n_cols = x.shape if kind.weighs_rows else (0, 1)
+        step = max(1, SCRATCH_BYTES // 4 // n_cols)
+        self._means = np.empty(n_rows, np.float32)
+        for start in range(0, n_rows, step):
+            self._means[start : start + step] = sum_of_squares(x[start : start + step]) / np.float32(n_cols)
+
+    def of(self, tile: slice) -> Weights:
+        """Return the weights of some blocks."""
+        row, block = np.divmod(np.arange(tile.start, tile.stop), len(self._importance))
+        means = self._means[row] if len(self._means) else self._means
+        return Weights(np.take(self._importance, block, axis=0), means)
+
+
 class BlockType(ABC):
     """One ggml tensor type.
 
     *name* is ggml's name in upper case ("Q4_K"), *id* the value of `enum ggml_type`, *block_size* the elements and
-    *type_size* the bytes of a block, *tile_blocks* how many blocks a kernel is given at once.
+    *type_size* the bytes of a block, *tile_blocks* how many blocks a kernel is given at once.  *is_weighted* says
+    whether an importance matrix changes the bytes; *weighs_rows* that the mean square of a whole row enters them.
     """
 
     name: ClassVar[str]
@@ -92,6 +128,8 @@ class BlockType(ABC):
     block_size: ClassVar[int]
     type_size: ClassVar[int]
     tile_blocks: ClassVar[int]
+    is_weighted: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return self.name
@@ -113,21 +151,29 @@ class BlockType(ABC):
             )
         return n_cols // self.block_size * self.type_size
 
-    def quantize_rows(self, x: F32, out: U8) -> None:
+    def quantize_rows(self, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Quantize *x*, float32 (n_rows, n_cols), into *out*, uint8 (n_rows, row_bytes), both C-contiguous.
 
-        The bytes are those of `ggml_quantize_chunk` without an importance matrix.
+        The bytes are those of `ggml_quantize_chunk`.  *importance*, float32 (n_cols,), weighs the columns as its
+        argument imatrix does; types that are not weighted ignore it, as there.
 
         Raises:
             FormatError: if a row cannot be cut into blocks.
             UsageError: if an array has another type, shape or memory order.
         """
         self._check(x, out)
+        if importance is not None:
+            self._check_importance(x, importance)
         blocks, data = x.reshape(-1, self.block_size), out.reshape(-1, self.type_size)
+        is_weighted = importance is not None and self.is_weighted and len(blocks) > 0
         with np.errstate(all="ignore"):
+            weigh = _Weighing(self, x, importance) if is_weighted and importance is not None else None
             for start in range(0, len(blocks), self.tile_blocks):
-                stop = start + self.tile_blocks
-                self._quantize_tile(blocks[start:stop], data[start:stop])
+                tile = slice(start, min(start + self.tile_blocks, len(blocks)))
+                if weigh is None:
+                    self._quantize_tile(blocks[tile], data[tile])
+                else:
+                    self.quantize_weighted(blocks[tile], data[tile], weigh.of(tile))
 
     def dequantize_rows(self, data: U8, out: F32) -> None:
         """Expand *data*, uint8 (n_rows, row_bytes), into *out*, float32 (n_rows, n_cols), both C-contiguous.
@@ -148,6 +194,12 @@ class BlockType(ABC):
     @abstractmethod
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Quantize *x*, (n, block_size), into *out*, (n, type_size), for n up to `tile_blocks`."""
+
+    def quantize_weighted(self, x: F32, out: U8, weights: Weights) -> None:  # noqa: ARG002 - the general form
+        """Do what `quantize_blocks` does with an importance matrix; only types that are weighted are asked."""
+        raise UnsupportedError(
+            f"type {self.name} cannot be quantized with an importance matrix yet", hint="leave out the matrix"
+        )
 
     @abstractmethod
     def dequantize_blocks(self, data: U8, out: F32) -> None:
@@ -173,3 +225,13 @@ class BlockType(ABC):
         expected = (values.shape[0], self.row_bytes(values.shape[1]))
         if data.shape != expected:
             raise UsageError(f"the data of type {self.name} has another size", expected=expected, found=data.shape)
+
+    def _check_importance(self, values: F32, importance: F32) -> None:
+        expected = values.shape[1:]
+        is_sound = importance.dtype == np.float32 and importance.flags.c_contiguous
+        if not is_sound or importance.shape != expected:
+            raise UsageError(
+                "the importance of columns does not have the form a kernel takes",
+                expected=f"a C-contiguous array of float32 {expected}",
+                found=f"{importance.dtype} {importance.shape}",
+            )

@@ -20,6 +20,8 @@ class _Type(BlockType):
     block_size = 32
     type_size = _BLOCK.itemsize
     tile_blocks = TILE_BLOCKS
+    is_weighted = True
+    weighs_rows = True
 
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Mirror `quantize_row_q4_0_ref`."""

@@ -21,6 +21,7 @@ class _Type(BlockType):
     block_size = SUPER_BLOCK
     type_size = _BLOCK.itemsize
     tile_blocks = TILE_BLOCKS
+    is_weighted = True
 
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Mirror `quantize_row_q5_K_ref`."""

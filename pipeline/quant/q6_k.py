@@ -29,6 +29,7 @@ class _Type(BlockType):
     block_size = 256
     type_size = _BLOCK.itemsize
     tile_blocks = 1032
+    is_weighted = True
 
     def quantize_blocks(self, x: F32, out: U8) -> None:
         """Mirror `quantize_row_q6_K_ref`."""

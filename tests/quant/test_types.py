@@ -240,6 +240,18 @@ def test_other_arrays_are_refused(x: F32, out: NDArray[np.uint8]) -> None:
         quant.get("Q8_0").dequantize_rows(out, x)
 
 
+@pytest.mark.parametrize("kind", ALL, ids=str)
+@pytest.mark.parametrize(
+    "importance", [np.ones(511, np.float32), np.ones(512, np.float64), np.ones((1, 512), np.float32),
+                   np.ones(1024, np.float32)[::2]], ids=["short", "double", "two dimensions", "strided"]
+)  # fmt: skip
+def test_another_importance_is_refused(kind: BlockType, importance: F32) -> None:
+    """The importance is one contiguous float32 for each column, whether the type uses it or not."""
+    x = np.zeros((2, 512), np.float32)
+    with pytest.raises(UsageError, match="importance"):
+        kind.quantize_rows(x, np.zeros((2, kind.row_bytes(512)), np.uint8), importance)
+
+
 def test_an_unknown_type_is_refused() -> None:
     """Asking for a type without a kernel names the ones there are."""
     with pytest.raises(UnsupportedError, match="Q4_K, Q5_0"):
