@@ -1,189 +1,175 @@
-"""What Q4_K and Q5_K share: the search for scale and minimum of a sub-block, 6-bit scales, the final rounding."""
+"""What Q4_K and Q5_K share: super-blocks of 8 sub-blocks of 32, with 6-bit scales and 6-bit minimums."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pipeline.quant.fast._kernel import Arguments
 from pipeline.quant.fast._math import fp16_to_fp32, fp32_to_fp16, nearest_clipped, nearest_int
+from pipeline.quant.fast._search import Candidates, make_qkx2_quants, make_qp_quants
+from pipeline.quant.fast._tile import join_bytes, load_importance, super_blocks
 from pipeline.quant.fast._vector import INT, Code, Rows, Value, absolute, larger, smaller, where
 
-
-class Candidates(NamedTuple):
-    """The arguments n, nmax, rmin, rdelta and nstep of `make_qkx2_quants`."""
-
-    n: int
-    n_max: int
-    first: float
-    delta: float
-    n_steps: int
+Pack = Callable[[Value, Rows, Rows], None]
 
 
-class Best(NamedTuple):
-    """The best candidate so far; its L is `nearest_int(inverse * (x - offset))`."""
+class _Tile(NamedTuple):
+    """Scratch: *x* the elements of a tile, and for each sub-block what the search found.
 
-    error: Value
-    scale: Value
-    min: Value
-    inverse: Value
-    offset: Value
-
-    def replaced(self, at: Value, new: Best) -> Best:
-        """Take *new* in the lanes *at*."""
-        return Best(*(where(at, b, a) for a, b in zip(self, new, strict=True)))
-
-
-def make_qkx2_quants(code: Code, x: Rows, w: Rows, L: Rows, plan: Candidates) -> Best:
-    """Mirror `make_qkx2_quants` and `make_qkx3_quants`, *x* and *w* (n, lanes); *L* is scratch (n, lanes).
-
-    A lane of equal elements that are not positive comes out as C returns it: scale 0, every L zero.
+    *w* and *L* are those of the sub-block at hand, or of two; *sums* are sums of weights.
     """
-    n, n_max = plan.n, plan.n_max
-
-    def bounds(i: Value, low: Value, high: Value, sum_w: Value, sum_x: Value) -> tuple[Value, ...]:
-        return smaller(x[i], low), larger(x[i], high), sum_w + w[i], sum_x + w[i] * x[i]
-
-    state = code.loop(n - 1, lambda i, *s: bounds(i + 1, *s), x[0], x[0], w[0], w[0] * x[0])
-    low, high, sum_w, sum_x = state
-    low = where(low > 0, low.like(0), low)
-    has_range = high != low
-
-    def error(scale: Value, low: Value) -> Value:
-        def add(i: Value, total: Value) -> tuple[Value]:
-            diff = scale * L[i] + low - x[i]
-            return (total + w[i] * (diff * diff),)
-
-        return code.each(n, add, code.floats(0))[0]
-
-    inverse = n_max / (high - low)
-
-    def first(i: Value) -> None:
-        L[i] = nearest_clipped(inverse * (x[i] - low), 0, n_max).floats()
-
-    code.each(n, first)
-    scale = 1 / inverse
-    best = Best(error(scale, low), scale, low, inverse, low)
-
-    def candidate(step: Value, *state: Value) -> Best:
-        best = Best(*state)
-        numerator = step.to_float() * plan.delta + plan.first + n_max
-        inverse = numerator.spread(code.lanes) / (high - best.min)
-
-        def moments(i: Value, sum_l: Value, sum_l2: Value, sum_xl: Value) -> tuple[Value, ...]:
-            l = nearest_clipped(inverse * (x[i] - best.min), 0, n_max).floats()
-            L[i] = l
-            wl = w[i] * l
-            return sum_l + wl, sum_l2 + wl * l, sum_xl + wl * x[i]
-
-        sum_l, sum_l2, sum_xl = code.each(n, moments, *[code.floats(0)] * 3)
-        D = sum_w * sum_l2 - sum_l * sum_l
-        this_scale = (sum_w * sum_xl - sum_x * sum_l) / D
-        this_min = (sum_l2 * sum_x - sum_l * sum_xl) / D
-        is_above = this_min > 0
-        this_min = where(is_above, 0, this_min)
-        this_scale = where(is_above, sum_xl / sum_l2, this_scale)
-        this_error = error(this_scale, this_min)
-        is_better = (this_error < best.error) & (D > 0)
-        return best.replaced(is_better, Best(this_error, this_scale, this_min, inverse, best.min))
-
-    n_candidates = where(has_range.any(), code.index(plan.n_steps + 1), code.index(0))
-    best = Best(*code.loop(n_candidates, candidate, *best))
-    return best.replaced(has_range ^ 1, Best(best.error, *[code.floats(0)] * 4)._replace(min=low, offset=low))
-
-
-class Fields(NamedTuple):
-    """Scratch of one tile: *x* the elements, and per sub-block what the search found and what is stored of it."""
 
     x: Rows
+    words: Rows
     w: Rows
     L: Rows
     scales: Rows
     mins: Rows
     inverse: Rows
     offset: Rows
-    ls: Rows
-    lm: Rows
+    sums: Rows
 
 
-def fields(code: Code) -> Fields:
-    """Reserve the scratch of a tile of super-blocks."""
-    return Fields(code.rows(256), code.rows(32), code.rows(64), *(code.rows(8) for _ in range(4)),
-                  code.rows(8, INT), code.rows(8, INT))  # fmt: skip
+def _scratch(code: Code, n_bytes: int) -> _Tile:
+    return _Tile(
+        code.rows(256), code.rows(n_bytes // 4, INT), code.rows(32), code.rows(64), *(code.rows(8) for _ in range(5))
+    )
 
 
-def search(code: Code, f: Fields, plan: Candidates) -> None:
-    """Mirror the loop over sub-blocks of `quantize_row_q4_K_ref` and `quantize_row_q5_K_ref`."""
+def quantize_super_blocks(code: Code, a: Arguments, plan: Candidates, n_bytes: int, pack: Pack) -> None:
+    """Mirror the common part of `quantize_row_q4_K_ref` and `quantize_row_q5_K_ref`.
 
-    def sub_block(j: Value) -> None:
-        x = f.x.after(j * 32)
+    *pack* writes the quants of two sub-blocks: it is given the number of the pair, L as int32 (64, lanes), and the
+    words of the blocks, of which d, dmin and scales are the first four.
+    """
+    t = _scratch(code, n_bytes)
+
+    def weigh(x: Rows, _j: Value) -> None:
         (sum_x2,) = code.each(32, lambda i, total: (total + x[i] * x[i],), code.floats(0))
         av_x = (sum_x2 / 32).sqrt()
+        _fill(code, t.w, lambda i: av_x + absolute(x[i]))
 
-        def weight(i: Value) -> None:
-            f.w[i] = av_x + absolute(x[i])
+    def compute(_first: Value) -> None:
+        _search(code, t, plan, weigh)
+        quants = code.rows(8, INT), code.rows(8, INT)
+        d, dmin = _six_bits(t.scales, quants[0]), _six_bits(t.mins, quants[1])
+        _finish(code, t, (d, dmin), quants, plan.n_max, pack)
 
-        code.each(32, weight)
-        best = make_qkx2_quants(code, x, f.w, f.L, plan)
-        f.scales[j], f.mins[j] = best.scale, -best.min
-        f.inverse[j], f.offset[j] = best.inverse, best.offset
+    super_blocks(code, a, t.x, t.words, n_bytes, compute)
+
+
+def quantize_weighted(
+    code: Code, a: Arguments, n_max: int, n_bytes: int, pack: Pack, *, clip_scales: bool = False
+) -> None:
+    """Mirror the common part of `quantize_row_q4_K_impl` and `quantize_row_q5_K_impl`; the latter clips the scales."""
+    t, importance = _scratch(code, n_bytes), code.rows(256)
+    plan = Candidates(n=32, n_max=n_max, first=-0.9, delta=0.05, n_steps=36)
+
+    def compute(first: Value) -> None:
+        load_importance(code, a, first, importance)
+        (sum_x2,) = code.each(256, lambda i, total: (total + t.x[i] * t.x[i],), code.floats(0))
+        sigma2 = sum_x2 * 2 / 256
+
+        def weigh(x: Rows, j: Value) -> None:
+            qw = importance.after(j * 32)
+            _fill(code, t.w, lambda i: qw[i] * (sigma2 + x[i] * x[i]).sqrt())
+            (t.sums[j],) = code.each(32, lambda i, total: (total + t.w[i],), code.floats(0))
+
+        _search(code, t, plan, weigh)
+        quants = code.rows(8, INT), code.rows(8, INT)
+        d, dmin = (
+            fp32_to_fp16(make_qp_quants(63, values, t.sums, L, 8))
+            for values, L in zip((t.scales, t.mins), quants, strict=True)
+        )
+        if clip_scales:
+            for L, j in itertools.product(quants, range(8)):
+                L[j] = smaller(L[j], 63)
+        _finish(code, t, (d, dmin), quants, n_max, pack)
+
+    super_blocks(code, a, t.x, t.words, n_bytes, compute)
+
+
+def _fill(code: Code, rows: Rows, value: Callable[[Value], Value]) -> None:
+    def one(i: Value) -> None:
+        rows[i] = value(i)
+
+    code.each(32, one)
+
+
+def _search(code: Code, t: _Tile, plan: Candidates, weigh: Callable[[Rows, Value], None]) -> None:
+    """Find scale and minimum of each sub-block; *weigh* writes its weights."""
+
+    def sub_block(j: Value) -> None:
+        x = t.x.after(j * 32)
+        weigh(x, j)
+        best = make_qkx2_quants(code, x, t.w, t.L, plan)
+        t.scales[j], t.mins[j] = best.scale, -best.min
+        t.inverse[j], t.offset[j] = best.inverse, best.offset
 
     code.loop(8, sub_block)
 
 
-def six_bits(code: Code, values: Rows, quants: Rows) -> Value:
+def _six_bits(values: Rows, quants: Rows) -> Value:
     """Quantize the 8 scales or minimums *values* to 6 bits, and give the float16 bits of their step."""
+    code = values.start.code
     largest = code.floats(0)
     for j in range(8):
         largest = larger(values[j], largest)
     inverse = where(largest > 0, 63 / largest, 0)
     for j in range(8):
-        rounded = nearest_int(inverse * values[j]) & 0xFF
-        quants[j] = smaller(rounded, 63)
+        quants[j] = smaller(nearest_int(inverse * values[j]) & 0xFF, 63)
     return fp32_to_fp16(largest / 63)
 
 
-def pack_scales(f: Fields, words: Rows) -> None:
-    """Write the 6-bit scales and minimums as three *words*: `get_scale_min_k4` undoes it."""
-    low, high = f.ls, f.lm
-    for word, q in enumerate((low, high)):
-        words[word] = _bytes([q[j] | ((q[j + 4] >> 4) << 6) for j in range(4)])
-    words[2] = _bytes([(low[j] & 15) | ((high[j] & 15) << 4) for j in range(4, 8)])
+def _finish(code: Code, t: _Tile, steps: tuple[Value, Value], quants: tuple[Rows, Rows], n_max: int, pack: Pack) -> None:
+    """Write the blocks: L is rounded again with the scales as they are stored."""
+    d, dmin = steps
+    t.words[0] = d | (dmin << 16)
+    _pack_scales(*quants, t.words.after(1))
+    for j in range(8):
+        quants[0][j], quants[1][j] = _get_scale_min_k4(j, t.words.after(1))
+    d_step, m_step = fp16_to_fp32(d), fp16_to_fp32(dmin)
+    L = Rows(t.L.start, INT)
 
-
-def _bytes(parts: list[Value]) -> Value:
-    """Join four bytes to a word, the first one lowest."""
-    word = parts[0]
-    for k, part in enumerate(parts[1:], 1):
-        word = word | (part << (8 * k))
-    return word
-
-
-def final_quants(
-    code: Code, f: Fields, steps: tuple[Value, Value], n_max: int, pack: Callable[[Value, Rows], None]
-) -> None:
-    """Round again with the scales as stored, and give two sub-blocks' L at a time, int32 (64, lanes), to *pack*.
-
-    Sub-blocks whose stored scale is zero keep the L of the search.
-    """
-    d_step, m_step = map(fp16_to_fp32, steps)
-    L = Rows(f.L.start, INT)
-
-    def pair(jj: Value) -> None:
+    def pair(number: Value) -> None:
         for half in range(2):
-            j = jj * 2 + half
-            x, out = f.x.after(j * 32), L.after(32 * half)
-            d, dm = d_step * f.ls[j].to_float(), m_step * f.lm[j].to_float()
-
-            def rounded(i: Value, x: Rows = x, out: Rows = out, d: Value = d, dm: Value = dm) -> None:
-                out[i] = nearest_clipped((x[i] + dm) / d, 0, n_max).ints()
-
-            code.each(32, rounded)
-
-            def kept(i: Value, x: Rows = x, out: Rows = out, d: Value = d, j: Value = j) -> None:
-                found = nearest_clipped(f.inverse[j] * (x[i] - f.offset[j]), 0, n_max).ints()
-                out[i] = where(d == 0, found, out[i])
-
-            code.when((d == 0).any(), lambda kept=kept: code.each(32, kept))
-        pack(jj, L)
+            j = number * 2 + half
+            line = d_step * quants[0][j].to_float(), m_step * quants[1][j].to_float()
+            _final_quants(code, t, j, line, n_max, L.after(32 * half))
+        pack(number, L, t.words)
 
     code.loop(4, pair)
+
+
+def _final_quants(code: Code, t: _Tile, j: Value, line: tuple[Value, Value], n_max: int, L: Rows) -> None:
+    """Write L of one sub-block, int32; where its stored scale is zero, that of the search."""
+    x, (d, dm) = t.x.after(j * 32), line
+
+    def rounded(i: Value) -> None:
+        L[i] = nearest_clipped((x[i] + dm) / d, 0, n_max).ints()
+
+    def kept(i: Value) -> None:
+        found = nearest_clipped(t.inverse[j] * (x[i] - t.offset[j]), 0, n_max).ints()
+        L[i] = where(d == 0, found, L[i])
+
+    code.each(32, rounded)
+    code.when((d == 0).any(), lambda: code.each(32, kept))
+
+
+def _pack_scales(ls: Rows, lm: Rows, words: Rows) -> None:
+    """Write the 6-bit scales and minimums as three words."""
+    for word, q in enumerate((ls, lm)):
+        words[word] = join_bytes([(q[j] | (q[j + 4] >> 4 << 6)) & 0xFF for j in range(4)])
+    words[2] = join_bytes([(ls[j] & 15) | ((lm[j] & 15) << 4) for j in range(4, 8)])
+
+
+def _get_scale_min_k4(j: int, words: Rows) -> tuple[Value, Value]:
+    """Mirror `get_scale_min_k4`."""
+    if j < 4:
+        return (words[0] >> (8 * j)) & 63, (words[1] >> (8 * j)) & 63
+    shift = 8 * (j - 4)
+    low = words[2] >> shift
+    high_scale, high_min = (words[n] >> (shift + 6) & 3 for n in range(2))
+    return (low & 15) | (high_scale << 4), (low >> 4 & 15) | (high_min << 4)

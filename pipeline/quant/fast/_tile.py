@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.quant.fast._kernel import Arguments
 from pipeline.quant.fast._vector import BYTE, FLOAT, HALF, INT, Code, Pointer, Rows, Value, where
 
 
@@ -46,28 +47,58 @@ def load_tile(code: Code, block: Callable[[int], Pointer], n_elements: int, rows
         code.loop(n_elements // width, square)
 
 
-def store_words(code: Code, words: Rows, n_words: int, block: Callable[[Value], Pointer], n_halves: int = 0) -> None:
-    """Write a tile's *words*, rows of int32, block by block; *n_halves* rows of 16 bits follow the whole ones."""
+def store_words(code: Code, words: Rows, n_bytes: int, block: Callable[[Value], Pointer]) -> None:
+    """Write *n_bytes* of each block: a tile's *words*, rows of int32, and of one more row the lower half, if odd."""
     start = words.start
 
     def one(lane: Value) -> None:
         source, target = start.at(lane * 4), block(lane)
-        for word in range(n_words):
-            target.at(4 * word).store(source.at(word * words.row_bytes).load(INT))
-        for half in range(n_halves):
-            number = source.at((n_words + half) * words.row_bytes).load(HALF)
-            target.at(4 * n_words + 2 * half).store(number)
+        for at in range(0, n_bytes, 4):
+            element = INT if at + 4 <= n_bytes else HALF
+            target.at(at).store(source.at(at // 4 * words.row_bytes).load(element))
 
     code.loop(code.lanes, one)
 
 
-def clear_blocks(code: Code, n_bytes: int, start: Pointer) -> None:
+def super_blocks(code: Code, a: Arguments, x: Rows, words: Rows, n_bytes: int, compute: Callable[[Value], None]) -> None:
+    """Quantize super-blocks of 256 elements tile by tile: *compute* turns *x* into *words*, given the first block.
+
+    Blocks of *n_bytes* are written; of zeros alone, such as padding, they are zeros.
+    """
+
+    def tile(first: Value) -> None:
+        load_tile(code, lambda lane: a.x.at((first + lane) * 1024), 256, x)
+        start = a.out.at(first * n_bytes)
+
+        def whole() -> None:
+            compute(first)
+            store_words(code, words, n_bytes, lambda lane: start.at(lane * n_bytes))
+
+        code.when(_is_zero(code, x, 256), lambda: _clear(code, code.lanes * n_bytes, start), whole)
+
+    tiles(code, a.n_blocks, tile)
+
+
+def load_importance(code: Code, a: Arguments, first: Value, rows: Rows) -> None:
+    """Fill *rows* with the importance of the 256 columns that each super-block of a tile covers."""
+    load_tile(code, lambda lane: a.importance.at((first + lane) % a.blocks_per_row * 1024), 256, rows)
+
+
+def _clear(code: Code, n_bytes: int, start: Pointer) -> None:
     """Write zeros: *n_bytes*, a multiple of the lanes."""
     zeros = code.ints(0).narrow(BYTE)
     code.loop(n_bytes // code.lanes, lambda i: start.at(i * code.lanes).store(zeros))
 
 
-def is_zero(code: Code, rows: Rows, n: int) -> Value:
+def _is_zero(code: Code, rows: Rows, n: int) -> Value:
     """Say whether all elements of a tile are zeros, of whatever sign."""
     (seen,) = code.each(n, lambda i, seen: (seen | rows[i].bits(),), code.ints(0), unroll=8)
     return ((seen & 0x7FFFFFFF) != 0).mask() == 0
+
+
+def join_bytes(parts: list[Value]) -> Value:
+    """Join four values below 256 to a word, the first one lowest."""
+    word = parts[0]
+    for k, part in enumerate(parts[1:], 1):
+        word = word | (part << (8 * k))
+    return word
