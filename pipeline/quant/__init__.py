@@ -12,18 +12,23 @@ from functools import cache
 from pipeline import discover
 from pipeline.errors import UnsupportedError
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
+from pipeline.quant._engines import Engine, NumpyEngine, check_engine, get_engine
 from pipeline.quant._kernels import first_nonfinite
 from pipeline.quant._recipes import ModelFacts, Recipe, TensorFacts, assign, recipes, tensor_order_key
 
 __all__ = [
     "SCRATCH_BYTES",
     "BlockType",
+    "Engine",
     "ModelFacts",
+    "NumpyEngine",
     "Recipe",
     "TensorFacts",
     "assign_types",
+    "check_engine",
     "first_nonfinite",
     "get",
+    "get_engine",
     "recipes",
     "tensor_order_key",
     "types",

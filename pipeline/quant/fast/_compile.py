@@ -78,12 +78,12 @@ def load(label: str, build: Build, processor: Processor, folder: Path | None = N
     """
     path = (folder or data.cache_home() / "kernels") / f"{label}-{_key(processor)}.o"
     with _lock:
-        machine = _machine(processor)
         code = _read(path)
         if code is None:
+            machine = _machine(processor)
             code = machine.emit_object(_module(build, processor, machine))
             _write(path, code)
-        return _link(code, machine)
+        return _link(code, _machine(processor))
 
 
 def is_cached(label: str, processor: Processor, folder: Path | None = None) -> bool:
@@ -91,8 +91,8 @@ def is_cached(label: str, processor: Processor, folder: Path | None = None) -> b
     return ((folder or data.cache_home() / "kernels") / f"{label}-{_key(processor)}.o").exists()
 
 
-@cache
 def _machine(processor: Processor) -> Any:
+    """Make a new one: whatever it is given to owns it from then on."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple()
