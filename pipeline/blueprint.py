@@ -105,7 +105,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     """
     raw = checkpoint.config
     arch = archs.match(raw)
-    config = arch.config(raw, checkpoint.pooling())
+    config = archs.with_padding(arch, arch.config(raw, checkpoint.pooling()), checkpoint.tensors)
     mapped = archs.map_tensors(arch, config, checkpoint.tensors)
     drafts = [
         *(Draft(t.name, _own_type(t.name, t.view), t.view) for t in mapped.tensors),
@@ -122,7 +122,7 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     )
     facts = _facts_of({kv.key: kv for kv in metadata}, source.folder)
     _check_adapted(checkpoint, drafts)
-    notes = (*checkpoint.notes, *arch.notes(config), *tokenizer.notes, *_dropped(mapped))
+    notes = (*checkpoint.notes, *archs.notes(arch, config), *tokenizer.notes, *_dropped(mapped))
     return Blueprint(metadata, tuple(drafts), facts, notes)
 
 

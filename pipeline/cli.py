@@ -16,7 +16,7 @@ import click
 
 from pipeline import __version__
 from pipeline.commands import look, make, stock
-from pipeline.errors import AccessError, PipelineError
+from pipeline.errors import PipelineError, ResourceError, from_os_error
 
 _SAME_WISH_S = 1.0  # a terminal that closes may send SIGHUP twice
 _EPILOG = """\b
@@ -77,7 +77,9 @@ class _Group(click.Group):
         except BrokenPipeError:
             raise
         except OSError as error:
-            _fail(AccessError(error.strerror or str(error), where=error.filename, hint="check the path and its rights"))
+            _fail(from_os_error(error))
+        except MemoryError:
+            _fail(ResourceError("not enough memory", hint="--threads 1 takes the least; or free some memory"))
         except KeyboardInterrupt:
             _stop(signal.SIGINT)
         except _Stopped as stopped:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import AccessError, PipelineError
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -52,3 +52,19 @@ def data_home() -> Path:
 def nearest_existing(path: Path) -> Path:
     """Return *path*, or the nearest folder above it that is there: the disk that it will lie on."""
     return next(there for there in (path, *path.parents) if there.exists())
+
+
+def require_writable(folder: Path, what: str, hint: str) -> None:
+    """Refuse a folder that we cannot write to, or make, before any work is done.
+
+    Raises:
+        AccessError: saying *what* is refused, and naming the folder, with *hint* as the next step.
+    """
+    there = nearest_existing(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        found = "a read-only disk" if there.is_dir() and _is_read_only(there) else None
+        raise AccessError(what, where=there, found=found, hint=hint)
+
+
+def _is_read_only(folder: Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)

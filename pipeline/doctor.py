@@ -1,8 +1,7 @@
-"""`doctor`: what is installed, what is missing, and the command that mends it."""
+"""`doctor`: what is installed, what is missing, and the command that mends it; whether a tokenizer comes out right."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -12,14 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, data
-from pipeline.errors import PipelineError
+from pipeline import __version__, data, flow, prove, quant
+from pipeline.errors import PipelineError, ProofError, UsageError
 from pipeline.runtime.llama import BUILD_HINT, find_llama
 from pipeline.runtime.ollama import TRIED, daemon_url, daemon_version, find_ollama
 from pipeline.runtime.prebuilt import prebuilt_version
 from pipeline.runtime.registry import probe_registry
 from pipeline.source import hub
 from pipeline.store import local_store_root, ollama_store_root, registry_address
+from pipeline.types import Log
 
 _LITTLE = 5_000_000_000  # bytes: a 7 B model in Q4_K_M
 
@@ -45,6 +45,37 @@ def examine() -> list[Finding]:
         for part in (_tool, _llama, _prebuilt, _engine, _ollama, _stores, _registry)
         for finding in _guarded(part)
     ]
+
+
+def examine_tokenizer(model: str, log: Log) -> prove.Comparison:
+    """Compare the vocabulary that *model* would get in a GGUF with its own tokenizer; no weights are needed.
+
+    Raises:
+        UsageError: if it is a GGUF, beside which there is no other tokenizer.
+        ToolError: if no llama.cpp is at hand.
+        InputError: if the model or its tokenizer is bad or not supported.
+    """
+    with flow.prepare(model, log) as prepared:
+        if prepared.source.gguf:
+            raise UsageError(
+                "a GGUF has no other tokenizer to be compared with", where=model, hint="name the checkpoint"
+            )
+        return prove.compare_keys(prepared.tokenizer.metadata, prepared.source.folder)
+
+
+def refuse_differences(model: str, found: prove.Comparison) -> None:
+    """Stop where no known limit explains a difference.
+
+    Raises:
+        ProofError: naming the first text.
+    """
+    if found.unexplained:
+        raise ProofError(
+            "llama.cpp cuts texts otherwise than the model's own tokenizer",
+            where=model,
+            found=found.check().detail,
+            hint="if the tokenizer's files are sound, this is a bug: tell us, with the report of --json",
+        )
 
 
 def _guarded(part: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -76,9 +107,8 @@ def _prebuilt() -> Iterator[Finding]:
 
 
 def _engine() -> Iterator[Finding]:
-    there = importlib.util.find_spec("numba") is not None
-    detail = "extra `fast` is installed; this version quantizes with NumPy" if there else "NumPy"
-    yield Finding("engine", True, detail)
+    is_there, detail = quant.describe_fast()
+    yield Finding("compiled engine", is_there, detail, None if is_there else "pip install 'gguf-pipeline[fast]'")
 
 
 def _ollama() -> Iterator[Finding]:

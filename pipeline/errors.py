@@ -13,6 +13,8 @@ PipelineError                 exit 1   anything of ours
 
 from __future__ import annotations
 
+import errno
+
 
 class PipelineError(Exception):
     """Base of all errors of this package.
@@ -95,3 +97,26 @@ class ResourceError(PipelineError):
 
 class ToolError(PipelineError):
     """A program that is needed is missing or failed."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def from_os_error(error: OSError, what: str | None = None, where: object = None) -> PipelineError:
+    """Say in our words that the disk refused: ResourceError if it is full, AccessError for any other reason.
+
+    Args:
+        error: what the system said.
+        what: one sentence that says what came of it; without one, the system's own words.
+        where: the file, if the system does not name it.
+    """
+    place = error.filename or where
+    if error.errno in _FULL:
+        return ResourceError(
+            what or "no space left on the disk",
+            where=place,
+            found=error.strerror,
+            hint="free some space, then run the same command again",
+        )
+    said = error.strerror or str(error)
+    return AccessError(what or said, where=place, found=said if what else None, hint="check the path and its rights")

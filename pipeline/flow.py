@@ -14,22 +14,22 @@ from pathlib import Path
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
+from pipeline import crash, data, prove, publish, quant, republish
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
-from pipeline import prove, publish, republish
 from pipeline import report as reports
 from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
 from pipeline.gguf import copy_file, read_gguf
-from pipeline.job import Job, Log, Prepared
+from pipeline.job import Job, Prepared
 from pipeline.measure import LEVELS, ErrorMeter
 from pipeline.provenance import SourceFile, SourceHashes, files_of, weights_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import OpenSource, Weights, aliases, open_source
 from pipeline.tokenizer import read_tokenizer
-from pipeline.types import Blob, Check, Modelfile, Plan
+from pipeline.types import Blob, Check, Log, Modelfile, Plan
 
 DEFAULT_QUANT = "Q4_K_M"
 
@@ -42,6 +42,7 @@ def package(job: Job, log: Log) -> Report:
     """
     clock = reports.Stopwatch()
     check_job(job)
+    reports.require_room()
     meter = ErrorMeter(every) if (every := LEVELS[job.errors]) else None
     with (
         publish.open_target(job.target) as target,
@@ -52,16 +53,20 @@ def package(job: Job, log: Log) -> Report:
         modelfile = make_modelfile(prepared, job)
         target.check(*model_name(job, prepared), job.quants)
         clock.lap("read")
+        crash.point("headers read")
         with target.staging([plan.file_bytes for plan in planned]) as paths, hashed(prepared, planned) as hashes:
-            blobs = write(planned, paths, log, job.threads, prepared.opened, meter)
+            crash.point("staging made")
+            blobs = write(planned, paths, log, job.threads, prepared.opened, meter, job.engine)
             clock.lap("write")
             sources = hashes.result()
             clock.lap("hash sources")
             checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
             clock.lap("prove")
+            crash.point("files proven")
             release = make_release(job, prepared, planned, modelfile, paths, blobs)
-            published = target.publish(release, log.stage)
-        checks += (*prove.published(target.store, published.names), *published.checks)
+            published = target.publish(release, log)
+            crash.point("all named")
+        checks += published.checks
         clock.lap("publish")
     made = make_report(job, prepared, planned, blobs, modelfile, published, checks, sources, meter, clock)
     reports.save(made)
@@ -80,6 +85,7 @@ def check_job(job: Job) -> None:
         raise UsageError("no such proof", expected=" or ".join(prove.LEVELS), found=job.proof)
     if job.errors not in LEVELS:
         raise UsageError("no such way to measure errors", expected=" or ".join(LEVELS), found=job.errors)
+    quant.check_engine(job.engine)
     if job.proof != "none":
         runtime_at_hand()
 
@@ -112,7 +118,8 @@ def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
         adapter = adapter.resolve()
         checkpoint = merge_adapter(checkpoint, adapter, source.repository or source.name)
         source = replace(source, name=f"{source.name}-{adapter.name}", adapter=adapter)
-    config = archs.match(checkpoint.config).config(checkpoint.config)
+    arch = archs.match(checkpoint.config)
+    config = archs.with_padding(arch, arch.config(checkpoint.config), checkpoint.tensors)
     tokenizer = read_tokenizer(source.folder, config.raw)
     blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
     opened = replace(opened, source=source)
@@ -138,24 +145,40 @@ def choose_quants(quants: tuple[str, ...], prepared: Prepared) -> tuple[str, ...
 
 
 def convert(
-    model: str, path: Path, dtype: str, log: Log, threads: int = 0, *, adapter: Path | None = None
+    model: str,
+    path: Path,
+    dtype: str,
+    log: Log,
+    threads: int = 0,
+    *,
+    adapter: Path | None = None,
+    engine: str = quant.AUTO,
 ) -> tuple[Plan, Blob]:
     """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
+    quant.check_engine(engine)
     with prepare(model, log, "stream", adapter=adapter) as prepared:
         if prepared.source.gguf:
             raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
         plan = plans.make_plan(prepared.blueprint, dtype)
-        return plan, write([plan], [path], log, threads, prepared.opened)[0]
+        return plan, write([plan], [path], log, threads, prepared.opened, engine=engine)[0]
 
 
 def quantize(
-    gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0, *, requantize: bool = False
+    gguf: Path,
+    path: Path,
+    recipe: str,
+    log: Log,
+    threads: int = 0,
+    *,
+    requantize: bool = False,
+    engine: str = quant.AUTO,
 ) -> tuple[Plan, Blob]:
     """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says."""
+    quant.check_engine(engine)
     if path.exists() and path.samefile(gguf):
         raise UsageError("the output would replace the input", where=path, hint="give another name with -o")
     plan = plans.make_plan(blueprints.from_gguf(read_gguf(gguf), requantize=requantize), recipe)
-    return plan, write([plan], [path], log, threads)[0]
+    return plan, write([plan], [path], log, threads, engine=engine)[0]
 
 
 def hashed(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:
@@ -173,10 +196,11 @@ def write(
     threads: int = 0,
     opened: OpenSource | None = None,
     meter: ErrorMeter | None = None,
+    engine: str = quant.AUTO,
 ) -> list[Blob]:
     """Read every source tensor once and write all planned files; copy those that exist already.
 
-    Weights of *opened* may still be on their way; *meter* measures the errors of what is encoded.
+    Weights of *opened* may still be on their way; *meter* measures the errors of what *engine* encodes.
     """
     check_disk(planned, paths)
     written: dict[Path, Blob] = {}
@@ -187,30 +211,38 @@ def write(
                 written[out.path] = copy_file(out.plan.verbatim, out.path, out.plan.file_bytes, progress)
     rest = [out for out in outputs if out.path not in written]
     if rest:
-        written |= {out.path: blob for out, blob in zip(rest, _encode(rest, log, threads, opened, meter), strict=True)}
+        blobs = _encode(rest, log, threads, opened, meter, engine)
+        written |= {out.path: blob for out, blob in zip(rest, blobs, strict=True)}
     return [written[path] for path in paths]
 
 
 def _encode(
-    outputs: Sequence[Output], log: Log, threads: int, opened: OpenSource | None, meter: ErrorMeter | None
+    outputs: Sequence[Output],
+    log: Log,
+    threads: int,
+    opened: OpenSource | None,
+    meter: ErrorMeter | None,
+    engine: str,
 ) -> list[Blob]:
     if opened is not None:
         opened.prefer(weights_of(outputs[0].plan.tensors))
     names = ", ".join(out.plan.recipe for out in outputs)
     with TensorReader(ready=opened.wait if opened else None) as reader, log.bar(f"writing {names}") as progress:
         stop = opened.stop if opened else None
-        return encode(outputs, reader, threads=threads, progress=progress, on_error=stop, meter=meter)
+        return encode(outputs, reader, threads=threads, engine=engine, progress=progress, on_error=stop, meter=meter)
 
 
 def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
     """Refuse to start what the disk cannot hold.
 
     Raises:
+        AccessError: if a folder cannot be written.
         ResourceError: if the files together are larger than the free space.
     """
     for path in paths:
         if not path.parent.is_dir():
             raise UsageError("the folder of the output does not exist", where=path.parent, hint="make it first")
+        data.require_writable(path.parent, "the folder of the output cannot be written", "choose another one with -o")
     needed = sum(plan.file_bytes for plan in planned)
     free = shutil.disk_usage(paths[0].parent).free
     if free < needed:

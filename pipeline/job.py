@@ -1,31 +1,18 @@
-"""What the flow is asked, what it knows of a model, and where it says what it does."""
+"""What the flow is asked, and what it knows of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline import blueprint as blueprints
 from pipeline import modelfile as modelfiles
+from pipeline import quant
 from pipeline.source import OpenSource
 from pipeline.tokenizer import Tokenizer
 from pipeline.types import Source, SourceTensor
-
-
-class Log(Protocol):
-    """Where a flow says what it does (progress.Reporter, or a silent one)."""
-
-    def stage(self, text: str) -> None:
-        """Say that a stage begins."""
-
-    def note(self, text: str) -> None:
-        """Say something the user must know."""
-
-    def bar(self, text: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Show one long step."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +22,8 @@ class Job:
     *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
     its alias says.  *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
     merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
-    says which rows are compared with the source (a name in measure.LEVELS).
+    says which rows are compared with the source (a name in measure.LEVELS), *engine* who quantizes (a name for
+    quant.get_engine).
     """
 
     model: str
@@ -50,6 +38,7 @@ class Job:
     requantize: bool = False
     adapter: Path | None = None
     errors: str = "sample"
+    engine: str = quant.AUTO
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ _NONE = frozenset({
 
 _STATE_SPACES = frozenset({"mamba", "mamba2"})
 
+# Attention in the layers that have key heads, a state in the others (`llama_memory_hybrid`).
+_HYBRIDS = frozenset({"jamba", "lfm2"})
+
 # Architectures whose sliding window llama.cpp obeys: of how many layers one has full attention, the last of each group.
 _PERIODS = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2, "cohere2": 4, "olmo2": 4, "exaone4": 4}
 
@@ -31,7 +34,7 @@ _FULL = frozenset({"llama", "mistral3", "phi3", "qwen2", "qwen2moe", "qwen3", "q
 # Keys of caches of another kind: state spaces beside attention, indexers, layers that share, prediction heads.
 _OTHER = (
     "ssm.", "wkv.", "kda.", "shortconv.", "attention.indexer.", "attention.shared_kv_layers", "token_shift_count",
-    "nextn_predict_layers", "decoder_block_count", "hyper_connection.",
+    "nextn_predict_layers", "hyper_connection.",
 )  # fmt: skip
 
 
@@ -49,22 +52,36 @@ def kv_cache_bytes(arch: str, metadata: Iterable[KV], context: int) -> int | Non
         return 0
     if not isinstance(n_layers, int):
         return None
+    n_cells = -(-context // _CELLS) * _CELLS
     if arch in _STATE_SPACES:
-        return _state_space(keys, n_layers)
-    if any(key.startswith(_OTHER) for key in keys):
+        return _states(keys, n_layers)
+    if arch in _HYBRIDS:
+        return _hybrid(keys, n_layers, n_cells)
+    # The cache of T5 has as many layers as its encoder, though the decoder fills it.
+    if any(key.startswith(_OTHER) for key in keys) or keys.get("decoder_block_count", n_layers) != n_layers:
         return None
     slides = _sliding_layers(arch, keys, n_layers)
-    return None if slides is None else _attention(keys, slides, -(-context // _CELLS) * _CELLS)
+    return None if slides is None else _attention(keys, slides, n_cells)
 
 
-def _state_space(keys: Mapping[str, Any], n_layers: int) -> int | None:
+def _states(keys: Mapping[str, Any], n_layers: int) -> int | None:
     """Mirror `n_embd_r` and `n_embd_s`: the last inputs of the convolution, and the state; whatever the context."""
+    width, kernel = keys.get("embedding_length"), keys.get("shortconv.l_cache")
+    if isinstance(width, int) and isinstance(kernel, int):
+        return 4 * n_layers * width * (kernel - 1)
     names = ("ssm.conv_kernel", "ssm.inner_size", "ssm.state_size")
     if not all(isinstance(keys.get(name), int) for name in names):
         return None
     kernel, inner, state = (keys[name] for name in names)
     groups = keys.get("ssm.group_count", 0)
     return int(4 * n_layers * ((kernel - 1) * (inner + 2 * groups * state) + state * inner))
+
+
+def _hybrid(keys: Mapping[str, Any], n_layers: int, n_cells: int) -> int | None:
+    heads_kv = _per_layer(keys.get("attention.head_count_kv"), n_layers)
+    attention = _attention(keys, [False] * n_layers, n_cells)
+    states = None if heads_kv is None else _states(keys, heads_kv.count(0))
+    return None if attention is None or states is None else attention + states
 
 
 def _sliding_layers(arch: str, keys: Mapping[str, Any], n_layers: int) -> list[bool] | None:

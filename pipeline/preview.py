@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import data, machine
+from pipeline import data, machine, quant
 from pipeline.blueprint import Blueprint
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
@@ -20,12 +20,14 @@ from pipeline.types import Plan
 _SHOWN = 20  # names of dropped tensors
 
 
-def describe_plan(prepared: Prepared, recipe: str, context: int, threads: int = 0) -> dict[str, Any]:
+def describe_plan(
+    prepared: Prepared, recipe: str, context: int, threads: int = 0, engine: str = quant.AUTO
+) -> dict[str, Any]:
     """Describe the file that *recipe* would give: sizes in bytes, shapes row-major, times in seconds.
 
     *context*, in tokens, is what the KV cache is estimated for; it never exceeds what the model was trained for.
-    Memory and time are estimates for this machine with *threads* workers; "kv_cache_bytes" is None where the header
-    does not tell.
+    Memory and time are estimates for this machine with *threads* workers of *engine*; "kv_cache_bytes" is None where
+    the header does not tell.
     """
     plan = make_plan(prepared.blueprint, recipe)
     parameters = prepared.blueprint.n_parameters
@@ -42,9 +44,9 @@ def describe_plan(prepared: Prepared, recipe: str, context: int, threads: int = 
         "file_bytes": plan.file_bytes,
         "bits_per_weight": 8 * sum(t.n_bytes for t in plan.tensors) / parameters,
         "disk_free": _disk_free(),
-        "memory_bytes": bytes_to_write([plan], threads),
+        "memory_bytes": bytes_to_write([plan], threads, engine),
         "memory_free": machine.available_memory(),
-        "seconds": round(seconds_to_write([plan], threads), 3),
+        "seconds": round(seconds_to_write([plan], threads, engine), 3),
         "kv_cache_context": tokens,
         "kv_cache_bytes": cache,
         "run_bytes": None if cache is None else plan.file_bytes + cache,

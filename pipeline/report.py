@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
-import tempfile
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,14 +20,15 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from pipeline import __version__
-from pipeline.data import data_home
-from pipeline.errors import FormatError, UsageError
+from pipeline import __version__, whole
+from pipeline.data import data_home, nearest_existing, require_writable
+from pipeline.errors import FormatError, ResourceError, UsageError, from_os_error
 from pipeline.measure import TensorError
 from pipeline.provenance import SourceFile
 from pipeline.types import KV, Blob, Check, Plan, Source, ValueType
 
 _MAX_BYTES = 100_000_000  # of a report that is read back
+_ROOM = 1 << 20  # bytes; a report has some hundred for each tensor
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,36 @@ def report_path(name: str) -> Path:
     return reports_folder() / (name.replace("/", "_").replace(":", "_") + ".json")
 
 
+def require_room() -> None:
+    """Refuse a folder of reports that cannot take another one, before any work is done.
+
+    Raises:
+        AccessError: if it cannot be written.
+        ResourceError: if its disk is full.
+    """
+    folder, hint = reports_folder(), "set XDG_DATA_HOME to a folder of your own, with room in it"
+    require_writable(folder, "the report could not be written", hint)
+    there = nearest_existing(folder)
+    if (free := shutil.disk_usage(there).free) < _ROOM:
+        raise ResourceError(
+            "no room for the report", where=there, expected=f"{_ROOM:,} bytes free", found=f"{free:,} bytes", hint=hint
+        )
+
+
 def save(report: Report) -> None:
-    """Write the report whole or not at all, with the time of writing."""
-    report.path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the report whole or not at all, with the time of writing.
+
+    Raises:
+        AccessError, ResourceError: if the disk refuses, though it did not before the work.
+    """
     text = json.dumps(
         report.as_dict() | {"written": datetime.now(UTC).isoformat(timespec="seconds")}, indent=2, ensure_ascii=False
     )
-    fd, temp = tempfile.mkstemp(dir=report.path.parent, prefix=".report-")
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-    Path(temp).replace(report.path)
+    try:
+        whole.write_text(report.path, text + "\n")
+    except OSError as error:
+        what = "the model is published, but its report could not be written"
+        raise from_os_error(error, what, report.path) from error
 
 
 def load(path: Path) -> dict[str, Any]:

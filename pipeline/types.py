@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -112,6 +113,19 @@ class SourceTensor:
     offset: int
     n_bytes: int
     view: View | None = None
+
+
+class Log(Protocol):
+    """Where work says what it does (progress.Reporter, or a silent one)."""
+
+    def stage(self, text: str) -> None:
+        """Say that a stage begins."""
+
+    def note(self, text: str) -> None:
+        """Say something the user must know."""
+
+    def bar(self, text: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Show one long step: the callback takes what is done and what there is in all, in the same unit."""
 
 
 class View(Protocol):

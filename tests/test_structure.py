@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up: a part may import parts of lower layers only, and never another part of its own.
 LAYERS = (
-    ("errors",),
-    ("types", "discover", "data", "strict_json"),
+    ("errors", "crash"),
+    ("types", "discover", "data", "strict_json", "patience", "whole"),
     ("views", "machine", "kv_cache"),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
@@ -40,6 +40,7 @@ DOORS = {
     "aiohttp": {"serve"},
     "sentencepiece": {"tokenizer", "prove"},
     "tokenizers": {"tokenizer", "prove"},
+    "llvmlite": {"quant"},
     "ml_dtypes": {"checkpoint", "quant"},
     "xllamacpp": {"runtime"},
     "torch": set(),

@@ -10,7 +10,8 @@ from typing import Any
 from pipeline import discover
 from pipeline.arch._base import Arch, Key, Literal, Row, pattern
 from pipeline.arch._config import MAX_EXPERTS, MAX_LAYERS, ModelConfig
-from pipeline.arch._map import HEAD, HEADS, Mapped, MappedTensors, map_tensors
+from pipeline.arch._map import HEAD, HEADS, Mapped, MappedTensors, map_tensors, with_padding
+from pipeline.arch._notes import dynamic_scaling
 from pipeline.arch._rope import check_rope
 from pipeline.errors import FormatError, PipelineError, UnsupportedError
 
@@ -30,7 +31,9 @@ __all__ = [
     "by_class",
     "map_tensors",
     "match",
+    "notes",
     "pattern",
+    "with_padding",
 ]
 
 
@@ -80,6 +83,11 @@ def match(config: Mapping[str, Any]) -> Arch:
     _check(arch, arch.config(config))
     _check_precision(arch, config)
     return arch
+
+
+def notes(arch: Arch, config: ModelConfig) -> tuple[str, ...]:
+    """Say what the engine does otherwise, and a user should know."""
+    return (*dynamic_scaling(config), *arch.notes(config))
 
 
 def _check(arch: Arch, config: ModelConfig) -> None:

@@ -101,8 +101,9 @@ class Arch:
     with one number, whose target is the metadata key that has those of all blocks.  *prefixes* pairs beginnings of
     source names with what the rows have instead, *spellings* ends.  *defaults* are settings that config.json may leave
     out.  *expect* gives, for config keys that change the computation, the values the engine implements; *ropes* the
-    kinds of rotary scaling it does, *packed* the methods of quantization whose tensors the rows read.  *notes* adds
-    warnings; *literals* computed tensors; *example* is a small config.json of the family.
+    kinds of rotary scaling it does, *packed* the methods of quantization whose tensors the rows read.  *vocab_multiple*
+    is what the embedding's rows may be padded to where config.json does not count the padding.  *notes* adds warnings;
+    *literals* computed tensors; *example* is a small config.json of the family.
     """
 
     name: str
@@ -118,8 +119,9 @@ class Arch:
     spellings: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, Allowed] = field(default_factory=dict)
-    ropes: tuple[str, ...] = ("default", "linear", "yarn")
+    ropes: tuple[str, ...] = ("default", "linear", "yarn", "dynamic")
     packed: tuple[str, ...] = ()
+    vocab_multiple: int = 1
     literals: Callable[[ModelConfig], tuple[Literal, ...]] = lambda _config: ()
     notes: Callable[[ModelConfig], tuple[str, ...]] = lambda _config: ()
 

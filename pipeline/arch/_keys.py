@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.arch._base import Getter, Key
 from pipeline.arch._config import ModelConfig
-from pipeline.arch._rope import yarn_correction
+from pipeline.arch._rope import unscaled_context, yarn_correction
 from pipeline.types import KV, ValueType, array, f32, string, u32
 
 
@@ -80,9 +80,18 @@ ROPE = (
     Key("rope.freq_base_swa", lambda config: ModelConfig(config.rope_local).get(float, "rope_theta"), f32),
 )
 
+_CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+
+def context_length(config: ModelConfig) -> int:
+    """Find for how many tokens the file is good: less than config.json's where scaling the engine lacks would begin."""
+    context = int(config.need(int, *_CONTEXTS))
+    return min(context, unscaled_context(config) or context)
+
+
 CORE = (
     Key("block_count", lambda config: config.n_layers, u32),
-    Key("context_length", whole("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"), u32),
+    Key("context_length", context_length, u32),
     Key("embedding_length", lambda config: config.width, u32),
     Key("feed_forward_length", lambda config: config.width_ffn, u32),
     Key("attention.head_count", lambda config: config.n_heads, u32),

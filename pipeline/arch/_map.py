@@ -16,6 +16,7 @@ from pipeline.types import SourceTensor, View
 from pipeline.views import view_of
 
 HEAD = "lm_head.weight"
+EMBEDDING = "token_embd.weight"
 HEADS = (HEAD, "embed_out.weight")
 
 # Where a source belongs: its pattern, its block, its expert (0 where there is none).
@@ -74,6 +75,27 @@ def map_tensors(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTen
         raise _unmapped(arch, patterns, unknown)
     outputs = tuple(_outputs(arch, arch.rows, config, found))
     return MappedTensors(outputs, tuple(dropped), lost, tuple(_outputs(arch, arch.scalars, config, found)))
+
+
+def with_padding(arch: Arch, config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> ModelConfig:
+    """Count the padding of the vocabulary in vocab_size, where the embedding has it and config.json does not say so.
+
+    Mamba's own checkpoints are like this; the multiples are those of llama.cpp's converter (`set_vocab`).  Where the
+    embedding has as many rows as config.json says, such as after tokens were added, nothing is padded.
+
+    Raises:
+        FormatError: if the multiple in config.json is no size.
+    """
+    if arch.vocab_multiple == 1:
+        return config
+    said = config.get(int, "pad_vocab_size_multiple") is not None
+    multiple = config.within(1, 1 << 20, "pad_vocab_size_multiple") if said else arch.vocab_multiple
+    rows = -(-config.n_vocab // multiple) * multiple
+    names = {name for row in arch.rows if row.target == EMBEDDING for name in row.patterns}
+    shapes = [tensor.shape for name, tensor in tensors.items() if _canonical(arch, name) in names]
+    if any(shape[:1] == (rows,) for shape in shapes):
+        return ModelConfig({**config.raw, "vocab_size": rows}, config.pooling)
+    return config
 
 
 def _canonical(arch: Arch, name: str) -> str:

@@ -43,6 +43,19 @@ def check_rope(config: ModelConfig, name: str, kinds: tuple[str, ...]) -> None:
                 )
 
 
+def unscaled_context(config: ModelConfig) -> int | None:
+    """Find how many tokens of a text dynamic scaling leaves as they are; None for every other kind.
+
+    It changes the base only for texts longer than that (transformers, `_compute_dynamic_ntk_parameters`).  With "alpha"
+    it is another thing under the same name: a base that is changed once for all texts.
+    """
+    rope = ModelConfig(config.rope)
+    if rope.raw["rope_type"] != "dynamic" or "alpha" in rope.raw:
+        return None
+    original: int | None = rope.get(int, "original_max_position_embeddings")
+    return original or int(config.need(int, "max_position_embeddings"))
+
+
 def yarn_correction(config: ModelConfig) -> float | None:
     """Find the factor for the attention of YaRN that llama.cpp needs beside the usual one; None where it needs none.
 

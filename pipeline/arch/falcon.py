@@ -73,7 +73,7 @@ ARCH = Arch(
     ),
     drop=("transformer.h.{bid}.self_attention.rotary_emb.inv_freq",),
     expect={"activation": ("gelu",), "alibi": (False,), "parallel_attn": (True,), "bias": (False,)},
-    ropes=("default",),
+    ropes=("default", "dynamic"),
     defaults={
         "max_position_embeddings": 2048,
         "expansion_ratio": 4,

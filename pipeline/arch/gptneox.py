@@ -48,7 +48,7 @@ ARCH = Arch(
         f"{_LAYER}.attention.rotary_emb.inv_freq",
     ),
     expect={"hidden_act": ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "attention_bias": (True,)},
-    ropes=("default",),
+    ropes=("default", "dynamic"),
     defaults={"rotary_pct": 0.25, "layer_norm_eps": 1e-5, "use_parallel_residual": True},
     example=decoder("GPTNeoXForCausalLM", hidden_act="gelu"),
 )

@@ -19,7 +19,7 @@ ARCH = Arch(
     rows=(*OUTER, *NORMS, *interleaved(*ATTENTION, *QKV_BIASES), *OUTPUT_BIAS, *MLP, *MLP_BIASES),
     drop=INV_FREQ,
     expect={"hidden_act": ("silu",)},
-    ropes=("default", "linear", "yarn", "llama3"),
+    ropes=("default", "linear", "yarn", "dynamic", "llama3"),
     literals=llama3_frequencies,
     example=decoder("LlamaForCausalLM"),
 )

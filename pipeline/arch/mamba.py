@@ -83,6 +83,7 @@ ARCH = Arch(
         "intermediate_size": lambda config: (2 * config.width,),
     },
     ropes=("default",),
+    vocab_multiple=8,
     defaults={
         "conv_kernel": 4,
         "state_size": 16,

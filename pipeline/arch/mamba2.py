@@ -71,6 +71,7 @@ ARCH = Arch(
         "intermediate_size": lambda config: (2 * config.width,),
     },
     ropes=("default",),
+    vocab_multiple=16,
     defaults={
         "conv_kernel": 4,
         "state_size": 128,

@@ -26,6 +26,6 @@ ARCH = Arch(
     drop=INV_FREQ,
     defaults={"partial_rotary_factor": 0.5},
     expect={"hidden_act": ("gelu_new",), "qk_layernorm": (False,), "tie_word_embeddings": (False,)},
-    ropes=("default",),
+    ropes=("default", "dynamic"),
     example=decoder("PhiForCausalLM", hidden_act="gelu_new", layer_norm_eps=1e-5, partial_rotary_factor=0.5),
 )

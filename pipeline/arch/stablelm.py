@@ -26,6 +26,6 @@ ARCH = Arch(
         "use_parallel_residual": (False,),
         "tie_word_embeddings": (False,),
     },
-    ropes=("default",),
+    ropes=("default", "dynamic"),
     example=decoder("StableLmForCausalLM", layer_norm_eps=1e-5, partial_rotary_factor=0.25, use_qkv_bias=True),
 )

@@ -93,31 +93,6 @@ class TensorReader:
         else:
             self._scatter(tensor, index, out)
 
-    def read_rows(self, tensor: SourceTensor, rows: Rows, raw: Bytes, out: npt.NDArray[np.float32]) -> None:
-        """Fill *out*, float32 of shape (n_rows, n_cols), with the values of *rows* in their order.
-
-        BF16, F16 and F32 have float32 values of their own, so nothing is rounded.  *raw* is scratch of at least as many
-        bytes as the rows have in the file (none for F32).  A tensor of one or no dimension is one row.
-
-        Raises:
-            UnsupportedError: if the tensor has another type.
-            FormatError: if the file ends before, or cannot be read.
-            PipelineError: if a row is not in the tensor, or a buffer has another shape or type.
-        """
-        if tensor.dtype not in _DECODERS:
-            raise _unsupported(tensor.dtype, f"{tensor.path}, tensor {tensor.name}")
-        if out.dtype != np.float32 or out.ndim != 2 or not out.flags.c_contiguous:
-            raise _misuse(tensor, f"{out.dtype}{out.shape} as output")
-        if tensor.dtype == "F32":
-            self.read_raw_rows(tensor, rows, out.view(np.uint8))
-            return
-        n_bytes = 2 * out.size
-        if raw.ndim != 1 or raw.size < n_bytes:
-            raise _misuse(tensor, f"scratch of {raw.shape} bytes for {n_bytes}")
-        raw = raw[:n_bytes].reshape(out.shape[0], 2 * out.shape[1])
-        self.read_raw_rows(tensor, rows, raw)
-        decode_rows(tensor.dtype, raw, out)
-
     def read_raw_pieces(self, tensor: SourceTensor, rows: Rows, start: int, out: Bytes) -> None:
         """Fill *out*, uint8 of shape (n_rows, n_bytes), with the bytes from *start* on of each row.
 
@@ -207,7 +182,7 @@ def decode_rows(dtype: str, raw: Bytes, out: npt.NDArray[np.float32]) -> None:
         PipelineError: if the buffers do not fit each other.
     """
     if dtype not in _DECODERS:
-        raise _unsupported(dtype, None)
+        raise _unsupported(dtype)
     size = 4 if dtype == "F32" else 2
     if raw.size != size * out.size or not (raw.flags.c_contiguous and out.flags.c_contiguous):
         raise PipelineError("rows cannot be decoded this way", found=f"{dtype}: {raw.shape} into {out.shape}")
@@ -257,10 +232,9 @@ def _misuse(tensor: SourceTensor, found: str) -> PipelineError:
     return PipelineError(f"the tensor {tensor.name} cannot be read this way", where=tensor.path, found=found)
 
 
-def _unsupported(dtype: str, where: object) -> UnsupportedError:
+def _unsupported(dtype: str) -> UnsupportedError:
     return UnsupportedError(
         f"the type {dtype} is not read as weights",
-        where=where,
         expected=" or ".join(_DECODERS),
         found=dtype,
         hint="take the unquantized checkpoint, or save it again in bfloat16",

@@ -11,9 +11,11 @@ from pipeline.commands._common import duration, pasteable, size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.prove import Comparison
     from pipeline.report import PublishedFile, Report
     from pipeline.types import Check
 
+_MANY = 12
 _MARKS = {"proven": "ok", "not checked": "--", "different": "!!"}
 
 
@@ -38,6 +40,23 @@ def checks(found: Sequence[Check]) -> None:
         )
         if check.command:
             click.echo(f"     to check it: {pasteable(check.command)}")
+
+
+def comparison(found: Comparison) -> None:
+    """Print how a vocabulary in llama.cpp compares with the checkpoint's own tokenizer."""
+    n_equal = found.n_texts - len(found.differences)
+    click.echo(f"[ok] equal: {n_equal} of {found.n_texts} texts, cut as by {found.reference}")
+    for name, says in found.says.items():
+        texts = [difference.name for difference in found.differences if name in difference.limits]
+        click.echo(f"[ok] known limit: {says} ({len(texts)}: {_few(texts, '; ')})")
+    for one in found.unexplained[:_MANY]:
+        click.echo(f"[!!] different: {one.name}: {found.reference} gives {_few(one.expected)}, ours {_few(one.found)}")
+    if len(found.unexplained) > _MANY:
+        click.echo(f"[!!] and {len(found.unexplained) - _MANY} texts more")
+
+
+def _few(values: Sequence[object], between: str = ", ") -> str:
+    return between.join(map(str, values[:_MANY])) + (" ..." if len(values) > _MANY else "")
 
 
 def _worst(item: PublishedFile, made: Report) -> str:

@@ -9,6 +9,7 @@ import click
 
 from pipeline.commands._common import (
     adapter_option,
+    engine_option,
     gguf_path,
     json_option,
     print_json,
@@ -96,10 +97,11 @@ def _find_report(what: str) -> tuple[dict[str, Any], str | None]:
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses them.")
 @adapter_option
 @threads_option
+@engine_option
 @json_option
 def verify(
     what: str, source: str | None, every: bool, sample: int, seed: int, adapter: Path | None, threads: int,
-    as_json: bool,
+    engine: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Prove a GGUF: read it strictly, hash a publication's blobs, and derive tensors again from the source."""
     from pipeline import verify as proofs
@@ -110,7 +112,9 @@ def verify(
         found = proofs.verify_file(path)
     else:
         log, n = reporter(quiet=as_json), None if every else sample
-        found = proofs.verify_against(path, source, log, sample=n, seed=seed, threads=threads, adapter=adapter)
+        found = proofs.verify_against(
+            path, source, log, sample=n, seed=seed, threads=threads, engine=engine, adapter=adapter
+        )
     if model is not None:
         found = proofs.verify_publication(*model, found)
     print_json(found.as_dict()) if as_json else _show.checks(found.checks)
@@ -118,12 +122,24 @@ def verify(
 
 
 @click.command()
+@click.option(
+    "--tokenizer",
+    "model",
+    metavar="MODEL",
+    help="Compare the vocabulary that MODEL gets with its own tokenizer, on tricky texts; no weights are fetched.",
+)
 @json_option
-def doctor(as_json: bool) -> None:
-    """Say what is installed, what is missing, and how to get it."""
-    from pipeline.doctor import examine
+def doctor(model: str | None, as_json: bool) -> None:
+    """Say what is installed, what is missing, and how to get it; or whether a model's tokenizer comes out right."""
+    from pipeline import doctor as doctors
+    from pipeline.commands import _show
 
-    found = examine()
+    if model is not None:
+        compared = doctors.examine_tokenizer(model, reporter(quiet=as_json))
+        print_json({"model": model, **compared.as_dict()}) if as_json else _show.comparison(compared)
+        doctors.refuse_differences(model, compared)
+        return
+    found = doctors.examine()
     if as_json:
         print_json([one.as_dict() for one in found])
         return

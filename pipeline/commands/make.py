@@ -10,6 +10,7 @@ import click
 from pipeline.commands._common import (
     F,
     adapter_option,
+    engine_option,
     json_option,
     print_json,
     quant_option,
@@ -82,11 +83,12 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 @adapter_option
 @_modelfile_options
 @threads_option
+@engine_option
 @json_option
 def publish(
     model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
     requantize: bool, adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
-    with_template: bool, templates: Path | None, threads: int, as_json: bool,
+    with_template: bool, templates: Path | None, threads: int, engine: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -95,7 +97,7 @@ def publish(
 
     job = Job(
         model, recipes(quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), requantize, adapter, errors,
+        _overrides(system, num_ctx, parameters), requantize, adapter, errors, engine,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
@@ -105,7 +107,7 @@ def publish(
         with flow.prepare(job.model, log, requantize=requantize, adapter=adapter) as prepared:
             name = "/".join(flow.model_name(job, prepared))
             would = [
-                describe_plan(prepared, q, 4096, threads) | {"name": f"{name}:{q}", "target": target}
+                describe_plan(prepared, q, 4096, threads, engine) | {"name": f"{name}:{q}", "target": target}
                 for q in flow.choose_quants(job.quants, prepared)
             ]
         print_json(would) if as_json else _show.preview(would)
@@ -124,9 +126,17 @@ def publish(
 @requantize_option
 @adapter_option
 @threads_option
+@engine_option
 @json_option
 def plan(
-    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, threads: int, as_json: bool
+    model: str,
+    quant: str | None,
+    ctx: int,
+    requantize: bool,
+    adapter: Path | None,
+    threads: int,
+    engine: str,
+    as_json: bool,
 ) -> None:
     """Show what would be written: every tensor's type, the exact size, the disk, memory and time needed."""
     from pipeline import flow
@@ -135,7 +145,7 @@ def plan(
 
     quants = recipes(quant)
     with flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter) as prepared:
-        shown = [describe_plan(prepared, name, ctx, threads) for name in flow.choose_quants(quants, prepared)]
+        shown = [describe_plan(prepared, name, ctx, threads, engine) for name in flow.choose_quants(quants, prepared)]
     if as_json:
         refusals = [str(problem) for problem in problems(shown)]
         print_json([one | {"refusals": refusals} for one in shown])
@@ -157,13 +167,17 @@ def plan(
 )
 @adapter_option
 @threads_option
+@engine_option
 @json_option
-def convert(model: str, output: Path, dtype: str, adapter: Path | None, threads: int, as_json: bool) -> None:
+def convert(
+    model: str, output: Path, dtype: str, adapter: Path | None, threads: int, engine: str, as_json: bool
+) -> None:
     """Write MODEL as an unquantized GGUF."""
     from pipeline import flow
 
     kind = dtype if dtype == "auto" else dtype.upper()
-    _written(flow.convert(model, output, kind, reporter(quiet=as_json), threads, adapter=adapter), output, as_json)
+    log = reporter(quiet=as_json)
+    _written(flow.convert(model, output, kind, log, threads, adapter=adapter, engine=engine), output, as_json)
 
 
 @click.command()
@@ -172,8 +186,9 @@ def convert(model: str, output: Path, dtype: str, adapter: Path | None, threads:
 @click.option("--quant", required=True, metavar="Q", help="The quantization, such as Q4_K_M.")
 @requantize_option
 @threads_option
+@engine_option
 @json_option
-def quantize(gguf: Path, output: Path, quant: str, requantize: bool, threads: int, as_json: bool) -> None:
+def quantize(gguf: Path, output: Path, quant: str, requantize: bool, threads: int, engine: str, as_json: bool) -> None:
     """Quantize a GGUF into the bytes that llama-quantize would write."""
     from pipeline import flow
     from pipeline.errors import UsageError
@@ -182,7 +197,7 @@ def quantize(gguf: Path, output: Path, quant: str, requantize: bool, threads: in
     if len(names) != 1:
         raise UsageError("quantize writes one file", expected="one quantization", found=quant)
     log = reporter(quiet=as_json)
-    _written(flow.quantize(gguf, output, names[0], log, threads, requantize=requantize), output, as_json)
+    _written(flow.quantize(gguf, output, names[0], log, threads, requantize=requantize, engine=engine), output, as_json)
 
 
 def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignore[type-arg]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipeline import crash, whole
 from pipeline.errors import AccessError, FormatError
+from pipeline.gguf.writer import refused, reserve
 from pipeline.types import Blob
 
 _CHUNK = 4 << 20
@@ -22,19 +22,18 @@ def copy_file(source: Path, target: Path, n_bytes: int, progress: Callable[[int,
 
     Raises:
         FormatError: if *source* has another size now.
+        ResourceError: if the disk is full.
         AccessError: if a file cannot be read or written.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     sha256, done = hashlib.sha256(), 0
-    try:
-        with source.open("rb") as reading, temporary.open("xb") as writing:
-            while chunk := reading.read(_CHUNK):
-                sha256.update(chunk)
-                writing.write(chunk)
-                done += len(chunk)
-                progress(done, n_bytes)
-            writing.flush()
-            os.fsync(writing.fileno())
+    with refused(target, n_bytes), whole.beside(target) as (temporary, fd):
+        reserve(fd, n_bytes)
+        for chunk in _chunks(source):
+            sha256.update(chunk)
+            whole.write_all(fd, memoryview(chunk))
+            done += len(chunk)
+            progress(done, n_bytes)
+            crash.point("chunk copied")
         if done != n_bytes:
             raise FormatError(
                 "the file changed after its header was read",
@@ -43,10 +42,17 @@ def copy_file(source: Path, target: Path, n_bytes: int, progress: Callable[[int,
                 found=f"{done:,} bytes",
                 hint="run again",
             )
+        os.fsync(fd)
+        crash.point("copy synced")
         temporary.replace(target)
+        crash.point("copy named")
+    return Blob(f"sha256:{sha256.hexdigest()}", done)
+
+
+def _chunks(source: Path) -> Iterator[bytes]:
+    try:
+        with source.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
     except OSError as error:
         raise AccessError("the file cannot be copied", where=source, found=error.strerror or error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return Blob(f"sha256:{sha256.hexdigest()}", done)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from pipeline.errors import AccessError, FormatError, PipelineError, ResourceError
+from pipeline import crash, whole
+from pipeline.errors import AccessError, FormatError, ResourceError
 from pipeline.gguf.header import alignment_of, encode_plan_header
 from pipeline.gguf.tensor_types import padded, tensor_bytes
 from pipeline.types import Blob, Plan, PlannedTensor
@@ -44,7 +46,7 @@ class GgufWriter:
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path = path
         self.plan = plan
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+        self._temporary: Path | None = None
         self._fd = -1
         self._sha256 = hashlib.sha256()
         self._position = 0  # absolute, in bytes
@@ -56,8 +58,10 @@ class GgufWriter:
         _check_sizes(self.plan, len(header))
         self._open()
         try:
-            self._preallocate()
+            with refused(self.path, self.plan.file_bytes):
+                reserve(self._fd, self.plan.file_bytes)
             self._append(memoryview(header))
+            crash.point("header written")
         except BaseException:
             self._discard()
             raise
@@ -100,6 +104,7 @@ class GgufWriter:
                 found=f"{self._current.n_bytes - left + len(chunk)} bytes",
             )
         self._append(chunk)
+        crash.point("chunk written")
 
     def end(self) -> None:
         """Close the open tensor and pad with zeros up to the next one.
@@ -134,23 +139,22 @@ class GgufWriter:
         if self._current is not None or self._next < len(self.plan.tensors):
             missing = self.plan.tensors[self._next].name
             raise FormatError("a tensor is missing", where=self.path, expected=missing, found="commit")
-        try:
+        assert self._temporary is not None  # noqa: S101  it is open
+        crash.point("file written")
+        with refused(self.path, self.plan.file_bytes):
             os.fsync(self._fd)
-        except OSError as error:
-            raise self._failed(error) from error
+            crash.point("file synced")
+            self._temporary.replace(self.path)
+            crash.point("file named")
+            _sync_folder(self.path.parent)
         self._close()
-        self._temporary.replace(self.path)
-        _sync_folder(self.path.parent)
         return Blob("sha256:" + self._sha256.hexdigest(), self._position)
 
     def _open(self) -> None:
-        try:
-            free = shutil.disk_usage(self.path.parent).free
-            if free < self.plan.file_bytes:
+        with refused(self.path, self.plan.file_bytes):
+            if shutil.disk_usage(self.path.parent).free < self.plan.file_bytes:
                 raise _no_room(self.path, self.plan.file_bytes, "before writing")
-            self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise AccessError("cannot create the file", where=self.path, found=error.strerror) from error
+            self._temporary, self._fd = whole.open_beside(self.path)
 
     def _end_of(self, tensor: PlannedTensor) -> int:
         return self.plan.data_start + tensor.offset + tensor.n_bytes
@@ -158,26 +162,8 @@ class GgufWriter:
     def _append(self, chunk: memoryview) -> None:
         self._sha256.update(chunk)
         self._position += len(chunk)
-        try:
-            while chunk:
-                chunk = chunk[os.write(self._fd, chunk) :]
-        except OSError as error:
-            raise self._failed(error) from error
-
-    def _preallocate(self) -> None:
-        """Reserve the whole file, so that a full disk shows before the work and not after it."""
-        if not hasattr(os, "posix_fallocate"):  # macOS
-            return
-        try:
-            os.posix_fallocate(self._fd, 0, self.plan.file_bytes)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # the file system cannot reserve
-                raise self._failed(error) from error
-
-    def _failed(self, error: OSError) -> PipelineError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return _no_room(self.path, self.plan.file_bytes, os.strerror(error.errno or 0))
-        return ResourceError("writing failed", where=self.path, found=error.strerror)
+        with refused(self.path, self.plan.file_bytes):
+            whole.write_all(self._fd, chunk)
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -186,7 +172,8 @@ class GgufWriter:
 
     def _discard(self) -> None:
         self._close()
-        self._temporary.unlink(missing_ok=True)
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
 
 
 def _as_bytes(data: Chunk) -> memoryview:
@@ -211,6 +198,42 @@ def _check_sizes(plan: Plan, header_bytes: int) -> None:
         end = tensor.offset + padded(n_bytes, alignment_of(plan.metadata))
     if plan.file_bytes != plan.data_start + end:
         raise FormatError("the planned file size is wrong", expected=plan.data_start + end, found=plan.file_bytes)
+
+
+def reserve(fd: int, n_bytes: int) -> None:
+    """Reserve all *n_bytes* of a file, so that a full disk shows before the work and not after it.
+
+    Raises:
+        OSError: if the disk has no room.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        os.posix_fallocate(fd, 0, n_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # the file system cannot reserve
+            raise
+
+
+@contextmanager
+def refused(path: Path, n_bytes: int) -> Iterator[None]:
+    """Say in our words why the disk refused *path*, which is to have *n_bytes*.
+
+    Raises:
+        ResourceError: if it is full.
+        AccessError: for any other reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _no_room(path, n_bytes, os.strerror(error.errno)) from error
+        raise AccessError(
+            "the file cannot be written",
+            where=path,
+            found=error.strerror or error,
+            hint=f"check {path.parent} and its rights, or choose another folder",
+        ) from error
 
 
 def _no_room(path: Path, needed: int, when: str) -> ResourceError:

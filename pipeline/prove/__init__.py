@@ -1,5 +1,14 @@
 """What was checked of a publication: each part is proven, not checked (with the command that would), or different."""
 
-from pipeline.prove._quick import LEVELS, Prompting, files, published, refuse_differences
+from pipeline.prove._quick import LEVELS, Prompting, files, refuse_differences
+from pipeline.prove.tokenizer import Comparison, Difference, compare_keys
 
-__all__ = ["LEVELS", "Prompting", "files", "published", "refuse_differences"]
+__all__ = [
+    "LEVELS",
+    "Comparison",
+    "Difference",
+    "Prompting",
+    "compare_keys",
+    "files",
+    "refuse_differences",
+]

@@ -15,8 +15,7 @@ from pipeline.gguf import read_gguf
 from pipeline.prove.prompt import TemplateRaised, render_chat
 from pipeline.prove.tokenizer import tokenizer_check
 from pipeline.runtime import BUILD_HINT, ChatSession, open_runtime, runtime_at_hand
-from pipeline.store import Name, Store, hash_file
-from pipeline.store.manifest import MODEL
+from pipeline.store import hash_file
 from pipeline.types import Blob, Check
 
 LEVELS = ("none", "quick")
@@ -75,11 +74,6 @@ def files(
     return (*checks, *_runs(items, prompting, rendered))
 
 
-def published(store: Store, names: Sequence[Name]) -> tuple[Check, ...]:
-    """Read the small blobs of a publication back through the store; the model's own was read before it was named."""
-    return tuple(_layers(store, name) for name in names)
-
-
 def refuse_differences(name: str, checks: Sequence[Check]) -> None:
     """Stop where a check found something else than was meant.
 
@@ -113,16 +107,6 @@ def _opens(recipe: str, path: Path) -> Check:
     except PipelineError as error:
         return Check(f"{recipe} file", "different", str(error))
     return Check(f"{recipe} file", "proven", f"{len(file.tensors)} tensors, {len(file.metadata)} keys")
-
-
-def _layers(store: Store, name: Name) -> Check:
-    layers = [layer for layer in store.read_manifest(name).all_layers if layer.media_type != MODEL]
-    bad = []
-    for layer in layers:
-        found = hash_file(store.blob_path(layer.blob.digest))
-        if found != layer.blob:
-            bad.append(f"{layer.media_type} is {found.digest}")
-    return Check(f"{name.tag} layers", "different" if bad else "proven", "; ".join(bad) or f"{len(layers)} read back")
 
 
 def _rendered(prompting: Prompting) -> list[tuple[tuple[Message, ...], str]] | Check:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import combinations, islice, product
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import UnsupportedError
 from pipeline.gguf import read_gguf
@@ -16,7 +15,6 @@ from pipeline.prove._limits import LIMITS, Engine, Limit, Repair, engine_of
 from pipeline.prove._reference import Reference, open_reference
 from pipeline.prove._stub import write_stub
 from pipeline.runtime import ChatSession, open_runtime
-from pipeline.tokenizer import read_tokenizer
 from pipeline.tokenizer.texts import texts
 from pipeline.types import KV, Check
 
@@ -28,6 +26,9 @@ _TRIALS_FOR_A_TEXT = 200
 _TRIALS = 3000
 _LIMITS_AT_ONCE = 3
 _CONTEXT = 512
+
+# What a text, and a whole vocabulary, can be found to be.
+EQUAL, KNOWN, DIFFERENT = "equal", "known limit", "different"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Difference:
     expected: tuple[int, ...]
     found: tuple[int, ...]
     limits: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """Say whether a known limit explains it."""
+        return KNOWN if self.limits else DIFFERENT
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,26 @@ class Comparison:
         """The known limits that showed, with the number of texts."""
         return dict(Counter(name for difference in self.differences for name in difference.limits))
 
+    @property
+    def kind(self) -> str:
+        """Say what the worst of the texts is: equal, a known limit, or different."""
+        return DIFFERENT if self.unexplained else KNOWN if self.differences else EQUAL
+
+    @property
+    def says(self) -> dict[str, str]:
+        """The known limits that showed, in words."""
+        return {limit.name: limit.says for limit in LIMITS if limit.name in self.limits}
+
+    def as_dict(self) -> dict[str, object]:
+        """Return plain values for JSON."""
+        return {
+            "state": self.kind,
+            "reference": self.reference,
+            "texts": self.n_texts,
+            "limits": {name: {"says": says, "texts": self.limits[name]} for name, says in self.says.items()},
+            "differences": [{"state": one.kind, **asdict(one)} for one in self.differences],
+        }
+
     def check(self) -> Check:
         """Say it as one part of a proof."""
         if self.unexplained:
@@ -74,8 +100,7 @@ class Comparison:
             return Check("tokenizer", "different", detail)
         detail = f"{self.n_texts} texts, cut as by {self.reference}"
         if self.differences:
-            says = {limit.name: limit.says for limit in LIMITS}
-            known = "; ".join(f"{says[name]} ({n})" for name, n in self.limits.items())
+            known = "; ".join(f"{self.says[name]} ({n})" for name, n in self.limits.items())
             detail += f", but for known limits of the engine in {len(self.differences)}: {known}"
         return Check("tokenizer", "proven", detail)
 
@@ -107,22 +132,20 @@ def tokenizer_check(session: ChatSession, gguf: Path, folder: Path) -> Check:
         return Check("tokenizer", "not checked", f"{error.what}: {error.found}")
 
 
-def compare_vocabulary(gguf: Path, folder: Path) -> Comparison:
-    """Compare the vocabulary of *gguf* in llama.cpp with the tokenizer of the checkpoint in *folder*.
+def compare_keys(keys: Sequence[KV], folder: Path) -> Comparison:
+    """Compare the vocabulary that the entries *keys* of a GGUF header make with the tokenizer of the checkpoint.
+
+    llama.cpp is given the vocabulary alone, in a model of next to no weights.
 
     Raises:
         ToolError: if no llama.cpp is at hand, or it cannot load the vocabulary; else as `compare_session`.
     """
-    return _compare_metadata(read_gguf(gguf).metadata, folder)
-
-
-def compare_checkpoint(folder: Path, config: dict[str, Any]) -> Comparison:
-    """Compare what we would write for the checkpoint in *folder* with its own tokenizer; no weights are needed.
-
-    *config* is config.json's text part.  Raises as `compare_vocabulary`.
-    """
-    metadata = {kv.key: kv for kv in read_tokenizer(folder, config).metadata}
-    return _compare_metadata(metadata, folder)
+    vocabulary = [kv for kv in keys if kv.key.startswith("tokenizer.ggml.")]
+    with tempfile.TemporaryDirectory(prefix="gguf-pipeline-") as made:
+        stub = Path(made) / "vocabulary.gguf"
+        write_stub(stub, vocabulary)
+        with open_runtime(stub, n_ctx=_CONTEXT) as session:
+            return compare_session(session, {kv.key: kv for kv in keys}, folder)
 
 
 def compare(tokenize: Tokenize, engine: Engine, reference: Reference) -> Comparison:
@@ -131,16 +154,6 @@ def compare(tokenize: Tokenize, engine: Engine, reference: Reference) -> Compari
     trial = _Trial(tokenize, engine, reference)
     found = [trial.difference(name, text) for name, text in samples.items()]
     return Comparison(reference.name, len(samples), tuple(difference for difference in found if difference is not None))
-
-
-def _compare_metadata(metadata: dict[str, KV], folder: Path) -> Comparison:
-    """Give llama.cpp the vocabulary alone, in a model of next to no weights."""
-    vocabulary = [kv for key, kv in metadata.items() if key.startswith("tokenizer.ggml.")]
-    with tempfile.TemporaryDirectory(prefix="gguf-pipeline-") as made:
-        stub = Path(made) / "vocabulary.gguf"
-        write_stub(stub, vocabulary)
-        with open_runtime(stub, n_ctx=_CONTEXT) as session:
-            return compare_session(session, metadata, folder)
 
 
 def _own_texts(reference: Reference) -> Iterator[tuple[str, str]]:

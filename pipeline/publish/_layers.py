@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from pipeline.publish._release import ReleaseEntry
-from pipeline.store import config_bytes, gojson, manifest
+from pipeline.store import Manifest, config_bytes, gojson, manifest
+from pipeline.store.blobs import hash_bytes
+from pipeline.types import Layer
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """An entry as blobs: its manifest, and by digest the content of every blob but the GGUF."""
+
+    manifest: Manifest
+    texts: Mapping[str, bytes]
+
+
+def assemble(entry: ReleaseEntry) -> Assembled:
+    """Make the manifest of an entry and the blobs that it names, in Ollama's order."""
+    texts = [(kind, data, hash_bytes(data)) for kind, data in (*text_layers(entry), (manifest.CONFIG, config(entry)))]
+    *layers, last = [Layer(kind, blob) for kind, _, blob in texts]
+    made = Manifest(last, (Layer(manifest.MODEL, entry.gguf_blob), *layers))
+    return Assembled(made, {blob.digest: data for _, data, blob in texts})
 
 
 def text_layers(entry: ReleaseEntry) -> tuple[tuple[str, bytes], ...]:

@@ -2,72 +2,79 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from collections.abc import Mapping, Sequence
 
 from pipeline import data
-from pipeline.errors import AccessError, FormatError
+from pipeline.errors import FormatError
 from pipeline.publish import _layers
+from pipeline.publish._read_back import read_back
 from pipeline.publish._release import Release, ReleaseEntry
-from pipeline.publish._target import Log
-from pipeline.store import Manifest, Name, Store, manifest
-from pipeline.types import Blob, Layer
+from pipeline.publish._staged import StagedTarget
+from pipeline.store import Manifest, Name, Store
+from pipeline.types import Blob, Check, Log
 
 
-class StoreTarget:
+class StoreTarget(StagedTarget):
     """What the targets `local` and `ollama` share; *host* is the folder that their models lie under."""
 
     def __init__(self, store: Store, host: str) -> None:
+        super().__init__(host, store)
         self.store = store
-        self.host = host
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Hold nothing open."""
 
     def check(self, namespace: str, model: str, tags: Sequence[str]) -> None:
-        """Refuse names that could not be published; see `PublishTarget.check`."""
-        self.store.check_names([Name.parse(f"{self.host}/{namespace}/{model}:{tag}") for tag in tags])
+        """Refuse names that could not be published, or are there in another spelling; see `PublishTarget.check`."""
+        self.store.check_names(self.names(namespace, model, tags))
 
-    @contextmanager
-    def staging(self, sizes: Sequence[int]) -> Iterator[list[Path]]:
-        """Give one empty file for each coming GGUF, in the store's own blobs folder.
+    def published(self, namespace: str, model: str, tags: Sequence[str]) -> Mapping[str, tuple[Blob, ...]]:
+        """Say what the tags name now; see `PublishTarget.published`."""
+        there = [name for name in self.names(namespace, model, tags) if self.store.manifest_path(name).is_file()]
+        return {name.tag: tuple(layer.blob for layer in self.store.read_manifest(name).all_layers) for name in there}
 
-        What a killed publication left there is removed first: it may be as large as what is coming.
-        """
-        self.store.sweep()
-        with ExitStack() as stack:
-            yield [stack.enter_context(self.store.blob_writer()) for _ in sizes]
-
-    def write(self, release: Release, log: Log) -> tuple[tuple[Name, ...], tuple[str, ...]]:
-        """Put a release into the store; return its names and their manifests' digests."""
+    def write(self, release: Release, log: Log) -> tuple[tuple[Name, ...], tuple[str, ...], tuple[Check, ...]]:
+        """Put a release into the store; return its names, their manifests' digests, and what was read back."""
         pairs = release.names(self.host)
-        with self.store.writing(log):
+        with self.store.writing(log.stage):
             manifests = {id(entry): self._add(entry) for entry in release.entries}
-            digests = self.store.write_manifests([(name, manifests[id(entry)]) for name, entry in pairs])
-        return tuple(name for name, _ in pairs), digests
+            made = [(name, manifests[id(entry)]) for name, entry in pairs]
+            digests = self.store.write_manifests(made)
+        return tuple(name for name, _ in pairs), digests, read_back(StoreReader(self.store), made)
 
     def _add(self, entry: ReleaseEntry) -> Manifest:
         """Store every blob of an entry; the model's is the last, so that an early error leaves the file in staging."""
-        texts = tuple(Layer(kind, self.store.add_bytes(data)) for kind, data in _layers.text_layers(entry))
-        config = Layer(manifest.CONFIG, self.store.add_bytes(_layers.config(entry)))
-        return Manifest(config, (Layer(manifest.MODEL, self._add_gguf(entry)), *texts))
+        made = _layers.assemble(entry)
+        for text in made.texts.values():
+            self.store.add_bytes(text)
+        self._add_gguf(entry)
+        return made.manifest
 
-    def _add_gguf(self, entry: ReleaseEntry) -> Blob:
+    def _add_gguf(self, entry: ReleaseEntry) -> None:
         if entry.gguf.parent != self.store.blobs_dir:
-            return self.store.add_file(entry.gguf, entry.gguf_blob.digest)
+            self.store.add_file(entry.gguf, entry.gguf_blob.digest)
+            return
         size = entry.gguf.stat().st_size
         if size != entry.gguf_blob.size:
             raise FormatError("the GGUF has another size", where=entry.gguf, expected=entry.gguf_blob.size, found=size)
-        return self.store.commit_file(entry.gguf, entry.gguf_blob.digest)
+        self.store.commit_file(entry.gguf, entry.gguf_blob.digest)
+
+
+class StoreReader:
+    """A store, as `read_back` reads it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def manifest_bytes(self, name: Name) -> bytes:
+        """Return a manifest; see `Readable`."""
+        return self._store.manifest_bytes(name)
+
+    def blob_size(self, name: Name, digest: str) -> int | None:  # noqa: ARG002  # a blob belongs to no name
+        """Return the size of a blob; see `Readable`."""
+        path = self._store.blob_path(digest)
+        return path.stat().st_size if path.is_file() else None
+
+    def blob_bytes(self, name: Name, blob: Blob) -> bytes:  # noqa: ARG002
+        """Return a blob; see `Readable`."""
+        return self._store.blob_path(blob.digest).read_bytes()
 
 
 def require_writable(store: Store, hint: str) -> None:
@@ -77,6 +84,4 @@ def require_writable(store: Store, hint: str) -> None:
         AccessError: naming the folder, with *hint* as the next step.
     """
     for folder in (store.blobs_dir, store.manifests_dir):
-        there = data.nearest_existing(folder)
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise AccessError("the store can not be written", where=there, hint=hint)
+        data.require_writable(folder, "the store can not be written", hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -11,17 +11,15 @@ from typing import Protocol, Self
 from pipeline import discover
 from pipeline.errors import UsageError
 from pipeline.publish._release import Published, Release
-from pipeline.store import Store
-
-Log = Callable[[str], None]
+from pipeline.types import Blob, Log
 
 
 class PublishTarget(Protocol):
     """An open target; leaving its context releases what it holds."""
 
     @property
-    def store(self) -> Store:
-        """Where the blobs lie: read back from here."""
+    def staging_folder(self) -> Path:
+        """The folder whose disk must hold the files while they are made."""
 
     def check(self, namespace: str, model: str, tags: Sequence[str]) -> None:
         """Refuse names that could not be published, before any work is done.
@@ -36,9 +34,18 @@ class PublishTarget(Protocol):
     def publish(self, release: Release, log: Log) -> Published:
         """Make a release visible, all of it or, after an error, nothing.  Call it inside the staging context.
 
+        The checks of the result say what was read back from the target, and what else it proved there.
+
         Raises:
             UsageError: if a name is not valid.
             AccessError, ResourceError: if the target refuses or is full.
+        """
+
+    def published(self, namespace: str, model: str, tags: Sequence[str]) -> Mapping[str, tuple[Blob, ...]]:
+        """Return the blobs that each of the tags names now, the GGUF first; a tag that names nothing is left out.
+
+        Raises:
+            AccessError: if the target does not answer.
         """
 
     def __enter__(self) -> Self: ...

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from pipeline.publish._release import Published, Release
 from pipeline.publish._store_target import StoreTarget, require_writable
-from pipeline.publish._target import Log
 from pipeline.store import LOCAL_HOST, Store, local_store_root, registry_host
+from pipeline.types import Log
 
 
 class LocalTarget(StoreTarget):
@@ -15,10 +15,10 @@ class LocalTarget(StoreTarget):
 
     def publish(self, release: Release, log: Log) -> Published:
         """Write a release into the store; see `PublishTarget.publish`."""
-        names, digests = self.write(release, log)
+        names, digests, checks = self.write(release, log)
         shown = [f"{replace(names[0], host=registry_host(), tag=entry.tags[0])}" for entry in release.entries]
         pulls = [f"ollama pull --insecure {name}" for name in shown]
-        return Published(names, digests, ("gguf-pipeline serve", *pulls, f"ollama run {shown[0]}"))
+        return Published(names, digests, ("gguf-pipeline serve", *pulls, f"ollama run {shown[0]}"), checks)
 
 
 class _Local:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pipeline.publish import _daemon
 from pipeline.publish._release import Published, Release
 from pipeline.publish._store_target import StoreTarget, require_writable
-from pipeline.publish._target import Log
 from pipeline.store import Store, ollama_store_root, registry_host
+from pipeline.types import Log
 
 
 class OllamaTarget(StoreTarget):
@@ -18,17 +18,17 @@ class OllamaTarget(StoreTarget):
     def publish(self, release: Release, log: Log) -> Published:
         """Write a release into the store, and ask a running Ollama whether it lists it; see `PublishTarget.publish`."""
         self._note_owner(log)
-        names, digests = self.write(release, log)
+        names, digests, checks = self.write(release, log)
         seen = _daemon.check_listed(dict(zip(map(str, names), digests, strict=True)), self.store.root)
         shown = [replace(names[0], tag=entry.tags[0]) for entry in release.entries]
-        return Published(names, digests, tuple(f"ollama run {name}" for name in shown), (seen,))
+        return Published(names, digests, tuple(f"ollama run {name}" for name in shown), (*checks, seen))
 
     def _note_owner(self, log: Log) -> None:
         """Say when Ollama runs as somebody else: it reads our blobs, but can not touch or remove them."""
         if os.geteuid() == 0 or not self.store.blobs_dir.is_dir():
             return
         if self.store.blobs_dir.stat().st_uid != os.geteuid():
-            log(f"{self.store.root} belongs to another user: `ollama create FROM` this model will fail there")
+            log.note(f"{self.store.root} belongs to another user: `ollama create FROM` this model will fail there")
 
 
 class _Ollama:

@@ -12,11 +12,11 @@ from functools import cache
 from pipeline import discover
 from pipeline.errors import UnsupportedError
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
-from pipeline.quant._engines import Engine, NumpyEngine, check_engine, get_engine
-from pipeline.quant._kernels import first_nonfinite
+from pipeline.quant._engines import AUTO, Engine, NumpyEngine, check_engine, describe_fast, get_engine
 from pipeline.quant._recipes import ModelFacts, Recipe, TensorFacts, assign, recipes, tensor_order_key
 
 __all__ = [
+    "AUTO",
     "SCRATCH_BYTES",
     "BlockType",
     "Engine",
@@ -26,7 +26,7 @@ __all__ = [
     "TensorFacts",
     "assign_types",
     "check_engine",
-    "first_nonfinite",
+    "describe_fast",
     "get",
     "get_engine",
     "recipes",

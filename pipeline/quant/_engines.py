@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Final, Protocol
 
 from pipeline.errors import ToolError, UsageError
-from pipeline.quant._base import F32, U8, BlockType
+from pipeline.quant._base import F32, SCRATCH_BYTES, U8, BlockType
 
 AUTO: Final = "auto"
 NAMES: Final = ("numpy", "fast")
@@ -26,6 +26,9 @@ class Engine(Protocol):
     def name(self) -> str:
         """What the command line calls it."""
 
+    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
+        """Estimate what quantizing to *kinds*, types by name, takes beside the rows, as far as it is not taken yet."""
+
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Do what `BlockType.quantize_rows` does."""
 
@@ -34,6 +37,10 @@ class NumpyEngine:
     """The kernels that the types themselves bring."""
 
     name = "numpy"
+
+    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
+        """Estimate the scratch memory: each thread has its own, which conversions hardly touch."""
+        return threads * SCRATCH_BYTES if set(kinds) - {"F32", "F16", "BF16"} else 0
 
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Do what `BlockType.quantize_rows` does."""
@@ -68,13 +75,28 @@ def get_engine(name: str, work: Mapping[str, int]) -> Engine:
     """
     check_engine(name)
     if name == "numpy" or (name == AUTO and not _is_worth_it(work)):
-        return NumpyEngine()
+        return _numpy()
     return _fast()
+
+
+def describe_fast() -> tuple[bool, str]:
+    """Say whether the compiled engine is there, and what it compiles for."""
+    if not _is_installed():
+        return False, "not installed; NumPy quantizes, with the same bytes"
+    from pipeline.quant.fast import host
+
+    processor = host()
+    return True, f"for {processor.cpu}, {processor.name}"
 
 
 @cache
 def _is_installed() -> bool:
     return importlib.util.find_spec("llvmlite") is not None
+
+
+@cache
+def _numpy() -> Engine:
+    return NumpyEngine()
 
 
 @cache

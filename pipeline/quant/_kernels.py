@@ -22,17 +22,6 @@ _INF: Final = np.uint32(0x7F800000)
 _SMALLEST_NORMAL_FP16: Final = np.full(FP16_TILE, 2.0**-14, np.float32)
 
 
-def first_nonfinite(x: F32) -> tuple[int, int] | None:
-    """Return (row, column) of the first NaN or infinity of *x*, (n_rows, n_cols), or None."""
-    if not x.size:
-        return None
-    # NaN passes through both reductions and fails both comparisons.
-    if np.max(x) < np.inf and np.min(x) > -np.inf:
-        return None
-    row, col = divmod(int(np.argmin(np.isfinite(x))), x.shape[1])
-    return row, col
-
-
 def nearest_int(f: F32) -> I32:
     """Mirror ggml's `nearest_int`, for every float32, also where it is no rounding any more.
 

@@ -1,7 +1,7 @@
 """Finds, builds and runs llama.cpp; finds Ollama.  Programs come in as paths, answers go out as text."""
 
 from pipeline.runtime.llama import BUILD_HINT, LlamaInstall, find_llama, require_llama
-from pipeline.runtime.session import ChatSession, Completion, load_and_decode, open_runtime, runtime_at_hand
+from pipeline.runtime.session import ChatSession, Completion, open_runtime, runtime_at_hand
 
 __all__ = [
     "BUILD_HINT",
@@ -9,7 +9,6 @@ __all__ = [
     "Completion",
     "LlamaInstall",
     "find_llama",
-    "load_and_decode",
     "open_runtime",
     "require_llama",
     "runtime_at_hand",

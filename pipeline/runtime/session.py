@@ -207,19 +207,6 @@ def open_runtime(
         yield session
 
 
-def load_and_decode(gguf: Path, n_tokens: int = 4) -> tuple[str, str]:
-    """Load *gguf*, let it continue a short prompt by *n_tokens* tokens, and return which llama.cpp did and the text.
-
-    Raises:
-        ToolError: as `open_runtime`, or if fewer than one token came.
-    """
-    with open_runtime(gguf, n_ctx=512) as session:
-        answer = session.complete("Hello", n_tokens)
-        if not answer.tokens:
-            raise ToolError("the model loaded, but decoded nothing", where=gguf)
-        return session.kind, answer.text
-
-
 def _server_command(program: Path, gguf: Path, n_ctx: int, threads: int | None, embedding: bool) -> list[str]:
     """The command line of llama-server: one slot, no web page, no downloads, thoughts left in the text."""
     command = [str(program), "--model", str(gguf), "--host", "127.0.0.1", "--port", "0", "--ctx-size", str(n_ctx)]

@@ -21,8 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import InputError, UsageError
+from pipeline.patience import Patience
 from pipeline.source import aliases, hub
-from pipeline.source._retry import Patience
 from pipeline.source.folder import open_folder
 from pipeline.source.ggufs import SUFFIX, open_gguf
 from pipeline.source.opened import Log, OpenSource, Options, Progress, Weights, silent

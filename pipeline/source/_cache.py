@@ -15,11 +15,11 @@ import os
 import re
 import shutil
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from pipeline import crash, whole
 from pipeline.source._retry import StoppedError
 
 _POLL = 0.2  # seconds between two looks at a lock that another process holds
@@ -28,51 +28,48 @@ _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
 
 
 class RepoCache:
-    """Where the files of *repo* lie below the cache folder *root*."""
+    """Where the files of *repo* lie below the cache folder *root*: all in *folder*, but for locks."""
 
     def __init__(self, root: Path, repo: str) -> None:
         from huggingface_hub.file_download import repo_folder_name
 
         self.root = root
         name = repo_folder_name(repo_id=repo, repo_type="model")
-        self._folder = root / name
+        self.folder = root / name
         self._locks = root / ".locks" / name
 
     def blob(self, etag: str) -> Path:
         """Return where the content *etag* lies, or will."""
-        return self._folder / "blobs" / checked(etag)
+        return self.folder / "blobs" / checked(etag)
 
     def partial(self, etag: str) -> Path:
         """Return where the beginning of the content *etag* lies while it is on its way."""
-        return self._folder / "blobs" / f"{checked(etag)}.incomplete"
+        return self.folder / "blobs" / f"{checked(etag)}.incomplete"
 
     def snapshot(self, commit: str) -> Path:
         """Return the folder with the files of *commit*."""
-        return self._folder / "snapshots" / commit
+        return self.folder / "snapshots" / commit
 
     def commit_of(self, revision: str) -> str | None:
         """Return the commit that *revision* was when the Hub was last asked, or *revision* itself if it is one here."""
         if COMMIT.fullmatch(revision):
             return revision if self.snapshot(revision).is_dir() else None
         with suppress(OSError, UnicodeDecodeError):
-            commit = (self._folder / "refs" / revision).read_text(encoding="utf-8").strip()
+            commit = (self.folder / "refs" / revision).read_text(encoding="utf-8").strip()
             return commit if COMMIT.fullmatch(commit) else None
         return None
 
     def remember(self, revision: str, commit: str) -> None:
         """Write down that *revision* is *commit*, for times without network; a cache that is read-only stays so."""
-        path = self._folder / "refs" / revision
+        path = self.folder / "refs" / revision
         if revision == commit or ".." in path.parts or self.commit_of(revision) == commit:
             return
         with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temp = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-            temp.write_text(commit, encoding="utf-8")
-            temp.replace(path)
+            whole.write_text(path, commit)
 
     def prepare(self) -> None:
         """Make the folder of the blobs."""
-        (self._folder / "blobs").mkdir(parents=True, exist_ok=True)
+        (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
 
     def point(self, commit: str, name: str, etag: str) -> None:
         """Make *name* of *commit* the blob *etag*, by a relative link where the disk has links, else by moving it."""
@@ -84,9 +81,15 @@ class RepoCache:
         if not _has_links(self.root):
             shutil.move(blob, pointer)
             return
-        temp = pointer.with_name(f".{pointer.name}.{uuid.uuid4().hex[:8]}")
-        temp.symlink_to(target)
-        temp.replace(pointer)
+        # The same for all who make this link, so that what a killed one left is used up.
+        temp = pointer.with_name(f".{pointer.name}.new")
+        temp.unlink(missing_ok=True)
+        with suppress(FileExistsError):  # another process makes it too
+            temp.symlink_to(target)
+        crash.point("link made")
+        with suppress(FileNotFoundError):  # another process has named it
+            temp.replace(pointer)
+        crash.point("link named")
 
     @contextmanager
     def locked(self, etag: str, stop: threading.Event, waiting: Callable[[], None]) -> Iterator[bool]:

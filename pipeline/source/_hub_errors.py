@@ -7,12 +7,10 @@ moved between HTTP libraries and importing it takes long.
 from __future__ import annotations
 
 import errno
-import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
+from pipeline import patience
 from pipeline.errors import AccessError, InputError, PipelineError, ResourceError, UsageError
 
 
@@ -95,7 +93,6 @@ _DISK = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL) | dict.f
 # Settings to correct, or a mistake of ours: not a network that is down.
 _NOT_THE_NETWORK = {"UnsupportedProtocol", "ProxyError", "LocalProtocolError"}
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
-_RATE_LIMIT = re.compile(r"r=0\b.*?\bt=(\d+)")  # RateLimit: "api";r=0;t=55 (draft-ietf-httpapi-ratelimit-headers)
 
 
 class BrokenOffError(OSError):
@@ -129,26 +126,9 @@ def is_transient(error: BaseException) -> bool:
 
 
 def asked_wait(error: BaseException) -> float | None:
-    """Return the seconds that the server asks to wait, by Retry-After (a number or a date) or its RateLimit header."""
+    """Return the seconds that the server asks to wait, if it does."""
     response = _response(error)
-    if response is None:
-        return None
-    after = str(response.headers.get("Retry-After", "")).strip()
-    if after.isdigit():
-        return float(after)
-    if after:
-        return _until(after, str(response.headers.get("Date", "")))
-    limit = _RATE_LIMIT.search(str(response.headers.get("RateLimit", "")).replace(" ", ""))
-    return float(limit[1]) + 1 if limit else None  # the header rounds down
-
-
-def _until(after: str, now: str) -> float | None:
-    """Return the seconds from *now*, the server's own clock where it tells it, to *after*; both are HTTP dates."""
-    try:
-        base = parsedate_to_datetime(now) if now else datetime.now(UTC)
-        return max(0.0, (parsedate_to_datetime(after) - base).total_seconds())
-    except (ValueError, TypeError):
-        return None
+    return None if response is None else patience.asked_wait(response.headers)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from pipeline.patience import Patience
 from pipeline.source._cache import COMMIT, checked
 from pipeline.source._hub_errors import BrokenOffError
 from pipeline.source._manifest import RemoteFile
-from pipeline.source._retry import Patience, StoppedError, Tries
+from pipeline.source._retry import StoppedError, Tries
 
 T = TypeVar("T")
 

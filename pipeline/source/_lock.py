@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import data
+from pipeline import data, whole
 from pipeline.errors import UsageError
 from pipeline.source._cache import COMMIT
 from pipeline.source._manifest import Manifest, RemoteFile
@@ -75,14 +73,7 @@ def write(name: str, manifest: Manifest, now: Callable[[], datetime] = lambda: d
             "files": {f.name: {"size": f.size, "etag": f.etag} for f in manifest.files},
         }
         text = json.dumps({"version": _VERSION, "models": dict(sorted(models.items()))}, indent=2, ensure_ascii=False)
-        fd, temp = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-            Path(temp).replace(target)
-        except BaseException:
-            Path(temp).unlink(missing_ok=True)
-            raise
+        whole.write_text(target, text + "\n")
 
 
 def _load() -> dict[str, Any]:

@@ -1,29 +1,12 @@
-"""When a request is tried again, and how long to wait before: the one policy for everything asked of a Hub."""
+"""When a request to a Hub is tried again: the one policy for everything asked of it."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from pipeline.errors import PipelineError
+from pipeline.patience import Patience
 from pipeline.source._hub_errors import asked_wait, is_transient
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How much trouble is borne; times in seconds.
-
-    *tries* are requests without a new byte between them.  The waits between them start at *first_wait* and double up to
-    *longest_wait*.  A server that asks for a longer one gets it up to *longest_asked*; one that asks for more has
-    refused, and the user is told when to come back.  *pause* waits until the time is over or the event is set.
-    """
-
-    tries: int = 5
-    first_wait: float = 1.0
-    longest_wait: float = 30.0
-    longest_asked: float = 300.0
-    pause: Callable[[threading.Event, float], object] = threading.Event.wait
 
 
 class StoppedError(PipelineError):
@@ -55,14 +38,9 @@ class Tries:
         if self._stop.is_set():
             raise StoppedError from error
         self._failures += 1
-        if self._failures >= self._patience.tries or not is_transient(error):
+        wait = self._patience.wait_after(self._failures, asked_wait(error))
+        if wait is None or not is_transient(error):
             raise error
-        wait = min(self._patience.first_wait * 2 ** (self._failures - 1), self._patience.longest_wait)
-        asked = asked_wait(error)
-        if asked is not None:
-            if asked > self._patience.longest_asked:
-                raise error
-            wait = max(wait, asked)
         self._patience.pause(self._stop, wait)
         if self._stop.is_set():
             raise StoppedError from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeline import crash
 from pipeline.errors import AccessError
 from pipeline.source._cache import RepoCache
 from pipeline.source._hub_errors import BrokenOffError
@@ -74,6 +75,7 @@ class Partial:
                 raise OSError(error.errno, error.strerror, str(self._path)) from error
             self._count(rest[:n])
             rest = rest[n:]
+        crash.point("piece downloaded")
 
     def digest(self) -> str | None:
         """Return the hash of what is there in the form of its ETag; None if that is no hash."""
@@ -82,7 +84,9 @@ class Partial:
     def publish(self, blob: Path) -> None:
         """Give it its name *blob*, once it is safe on the disk."""
         os.fsync(self._fd)
+        crash.point("download synced")
         self._path.replace(blob)
+        crash.point("download named")
 
     def _count(self, piece: bytes | memoryview) -> None:
         if self._hash:

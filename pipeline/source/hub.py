@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline import data
 from pipeline.errors import AccessError, InputError, ResourceError, UnsupportedError
 from pipeline.source import _lock
 from pipeline.source._arrivals import Arrivals
@@ -155,6 +156,7 @@ class _Visit:
         """Fetch what is missing of everything but weights, and return the folder."""
         folder = self.cache.snapshot(commit)
         missing = {folder / f.name: f for f in files if not f.is_weights and not self._is_here(commit, f)}
+        self._check_disk(missing.values())
         self.tally.expect(missing.values())
         self._run(missing, lambda _path, file: self._fetch(commit, file), _SMALL_THREADS)
         return folder
@@ -231,14 +233,16 @@ class _Visit:
         return True
 
     def _check_disk(self, missing: Iterable[RemoteFile]) -> None:
-        """Refuse before the download what the disk cannot hold."""
+        """Refuse before the download what the disk cannot take."""
+        missing = list(missing)
+        if missing:
+            hint = "become its owner, or set HF_HOME to a folder of your own"
+            data.require_writable(self.cache.folder / "blobs", "the cache folder cannot be written", hint)
         need = 0
         for file in missing:
             begun = self.cache.partial(file.etag) if file.etag else None
             need += max(0, (file.size or 0) - (begun.stat().st_size if begun and begun.exists() else 0))
-        folder = self.cache.root
-        while not folder.exists():
-            folder = folder.parent
+        folder = data.nearest_existing(self.cache.root)
         free = shutil.disk_usage(folder).free
         if need > free:
             raise ResourceError(

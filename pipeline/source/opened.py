@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipeline.patience import Patience
 from pipeline.source._arrivals import Arrivals
-from pipeline.source._retry import Patience
 from pipeline.types import FileHead, Source
 
 Log = Callable[[str], None]

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pipeline import crash
 from pipeline.errors import FormatError
 from pipeline.store import _disk, locks
 from pipeline.store.manifest import is_digest
@@ -96,8 +97,11 @@ class Blobs:
             _disk.adopt(path, self.blobs_dir)
             _disk.sync_file(path)
             os.utime(path)
+            crash.point("blob synced")
             path.replace(final)
+            crash.point("blob named")
             _disk.sync_folder(self.blobs_dir)
+            crash.point("blob added")
             return Blob(digest, final.stat().st_size)
 
     def add_bytes(self, data: bytes) -> Blob:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline import crash
 from pipeline.errors import AccessError, FormatError, PipelineError, UsageError
 from pipeline.store import _disk, locks
 from pipeline.store.blobs import TEMP_PREFIX, Blobs, hash_bytes, hash_file
@@ -150,10 +151,12 @@ class Store(Blobs):
         with _disk.translated(self.manifests_dir), ExitStack() as undo:
             data = [manifest.to_bytes() for _, manifest in items]
             temps = [undo.enter_context(self._manifest_temp(text)) for text in data]
+            crash.point("manifest written")
             with ExitStack() as restore:
                 for (name, _), temp in zip(items, temps, strict=True):
                     restore.callback(self._restore, self.manifest_path(name), self._old_bytes(name))
                     self._place(temp, self.manifest_path(name))
+                    crash.point("manifest named")
                 self._require_blobs(items)
                 restore.pop_all()
         return tuple(hash_bytes(text).digest for text in data)
@@ -183,10 +186,11 @@ class Store(Blobs):
             path = self.manifest_path(name)
             with _disk.translated(path):
                 path.unlink()
+                crash.point("manifest removed")
                 _disk.sync_folder(path.parent)
                 _disk.remove_empty_folders(path.parent, self.manifests_dir)
                 blobs = [self.blob_path(digest) for digest in sorted(own - self._referenced())]
-                return tuple(_unlinked(blob) for blob in blobs if blob.exists())
+                return tuple(_unlinked(blob, "blob removed") for blob in blobs if blob.exists())
 
     def sweep(self) -> None:
         """Remove the temporary files that killed processes of ours left; none while another process is at work."""
@@ -218,7 +222,7 @@ class Store(Blobs):
             with locks.sweeping(self.root) as alone:
                 found = [*self._unreferenced(), *(self._temporaries() if alone else ())]
                 old = [path for path in found if path.stat().st_mtime <= limit]
-                sizes = [path.stat().st_size if dry_run else _unlinked(path).size for path in old]
+                sizes = [path.stat().st_size if dry_run else _unlinked(path, "garbage removed").size for path in old]
                 return tuple(map(Swept, old, sizes))
 
     def verify(self, name: Name) -> Iterator[Verified]:
@@ -374,8 +378,9 @@ def _children(folder: Path) -> list[Path]:
     return []
 
 
-def _unlinked(path: Path) -> Blob:
-    """Remove a file and tell what it was."""
+def _unlinked(path: Path, point: str) -> Blob:
+    """Remove a file, pass the crash point *point*, and tell what the file was."""
     size = path.stat().st_size
     path.unlink()
+    crash.point(point)
     return Blob(path.name.replace("-", ":", 1), size)

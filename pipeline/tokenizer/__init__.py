@@ -55,11 +55,10 @@ class Tokenizer:
         return tuple(tokens[token_id] for token_id in self.eos_ids)
 
 
-def read_tokenizer(folder: Path, config: dict[str, Any], *, pad_to: int = 1) -> Tokenizer:
+def read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     """Read the tokenizer of the checkpoint in *folder*.
 
-    *config* is config.json's text part; its vocab_size, the rows of the embedding, pads the vocabulary.  *pad_to* is
-    the multiple that vocab_size is rounded up to where the embedding is (Mamba).
+    *config* is config.json's text part; its vocab_size, the rows of the embedding, pads the vocabulary.
 
     Raises:
         FormatError: if a file is not what it claims, or the vocabulary is larger than vocab_size.
@@ -67,7 +66,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any], *, pad_to: int = 1) -> 
     """
     source = read_source(folder)
     tokenizer_config = {**source.defaults, **read_optional(folder / "tokenizer_config.json")}
-    vocabulary = _vocabulary(folder, source, tokenizer_config, config, _n_rows(config, folder, pad_to))
+    vocabulary = _vocabulary(folder, source, tokenizer_config, config, _n_rows(config, folder))
     configs = [read_optional(folder / "config.json"), config]
     special = read_special(folder, vocabulary, source.post_processor, tokenizer_config, configs)
     templates = read_chat_templates(folder, tokenizer_config)
@@ -141,12 +140,12 @@ def _sentencepiece(
     return replace(vocabulary, add_space_prefix=prefix if stated is not None or not prefix else None)
 
 
-def _n_rows(config: dict[str, Any], folder: Path, pad_to: int) -> int | None:
+def _n_rows(config: dict[str, Any], folder: Path) -> int | None:
     path = folder / "config.json"
     size = optional(config, "vocab_size", int, path, "")
     if size is not None and not 0 < size <= MAX_TOKENS:
         raise FormatError("vocab_size", where=path, expected=f"1 to {MAX_TOKENS}", found=short(size))
-    return None if size is None else -(-size // pad_to) * pad_to
+    return size
 
 
 def _keys(vocabulary: Vocabulary, special: Special, templates: ChatTemplates) -> tuple[KV, ...]:

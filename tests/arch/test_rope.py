@@ -21,6 +21,7 @@ MAX_KL = 1e-9
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
     "llama3": {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -92,6 +93,11 @@ def _llama(**rope: Any) -> dict[str, Any]:
     return {**archs.archs()["llama"].example, "rope_scaling": rope}
 
 
+def _made(key: archs.Key, config: archs.ModelConfig) -> Any:
+    value = key.get(config)
+    return None if value is None else key.make(key.name, value)
+
+
 @pytest.mark.parametrize("key", ["beta_fast", "beta_slow"])
 def test_another_range_of_yarn_is_refused(key: str) -> None:
     """llama.cpp ignores the range for most architectures, so one that differs from its own is refused."""
@@ -101,11 +107,31 @@ def test_another_range_of_yarn_is_refused(key: str) -> None:
         archs.match(_llama(**fine, **{key: 7}))
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("kind", ["longrope", "proportional"])
 def test_a_scaling_that_the_engine_lacks_is_refused(kind: str) -> None:
-    """Dynamic scaling and longrope are not in llama's architecture."""
+    """Longrope is not in llama's architecture, and an unknown kind in none."""
     with pytest.raises(UnsupportedError, match=kind):
         archs.match(_llama(type=kind, factor=2.0))
+
+
+@pytest.mark.parametrize(("original", "context"), [(None, 512), (256, 256)])
+def test_dynamic_scaling_ends_the_context_where_it_would_begin(original: int | None, context: int) -> None:
+    """The engine has no dynamic scaling, which changes nothing before the context's end; the rest is said."""
+    given = {} if original is None else {"original_max_position_embeddings": original}
+    raw = _llama(type="dynamic", factor=2.0, **given)
+    arch = archs.match(raw)
+    config = arch.config(raw)
+    found = {made.key: made.value for key in arch.keys if (made := _made(key, config))}
+    assert found["context_length"] == context
+    assert not any(key.startswith("rope.scaling") for key in found)
+    assert [f"{context} tokens" in note for note in archs.notes(arch, config)] == [True]
+
+
+def test_dynamic_scaling_with_a_base_of_its_own_is_no_limit() -> None:
+    """Hunyuan's "dynamic" changes the base once: it has the whole context, and there is nothing to say."""
+    raw = {**archs.archs()["hunyuan_dense"].example, "rope_scaling": {"type": "dynamic", "alpha": 1000.0}}
+    arch = archs.match(raw)
+    assert archs.notes(arch, arch.config(raw)) == ()
 
 
 def test_yarn_without_its_context_is_refused() -> None:

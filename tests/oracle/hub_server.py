@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -92,7 +93,8 @@ class Hub:
     """The server's state, which a test sets up and looks at.
 
     *requests* are (method, path) in order, *asked* the same with everything; *sent* counts bytes of file bodies by the
-    file's name; *faults* answer, once each, the next request whose path holds their text.
+    file's name; *faults* answer, once each, the next request whose path holds their text.  *rate* is the most that all
+    file bodies together get of the line, in bytes per second.
     """
 
     def __init__(self) -> None:
@@ -110,6 +112,8 @@ class Hub:
         self.faults: list[tuple[str, Answer]] = []
         self.body_faults: list[tuple[str, Fault]] = []
         self.lock = threading.Lock()
+        self.rate: float | None = None
+        self._line_is_free = 0.0
 
     def repo(self, name: str, files: dict[str, bytes], *, lfs: tuple[str, ...] = ()) -> Repo:
         """Add a repository with one commit on main."""
@@ -189,6 +193,19 @@ class Hub:
         body = self.repos["/".join(pieces[:2])].commits[pieces[2]]["/".join(pieces[3:])]
         etag = hashlib.md5(body, usedforsecurity=False).hexdigest()  # a store has ETags of its own
         return Answer(200, {"ETag": f'"{etag}-1"'}, body, has_ranges=True)
+
+    def account(self, name: str, n_bytes: int) -> float:
+        """Count bytes of the file *name* that are about to be sent; return for how long they have to wait, in seconds.
+
+        They are counted before, so that a client that has it all finds it counted.
+        """
+        with self.lock:
+            self.sent[name] += n_bytes
+            if self.rate is None:
+                return 0.0
+            now = time.monotonic()
+            self._line_is_free = max(self._line_is_free, now) + n_bytes / self.rate
+            return self._line_is_free - now
 
     def fault_for(self, path: str) -> Fault:
         """Take the next fault of the body of the file that *path* ends with."""
@@ -298,8 +315,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _write(self, body: memoryview, name: str) -> None:
         for i in range(0, len(body), _PIECE):
             piece = body[i : i + _PIECE]
-            with self.hub.lock:  # before, so that a client that has it all finds it counted
-                self.hub.sent[name] += len(piece)
+            time.sleep(self.hub.account(name, len(piece)))
             self.wfile.write(piece)
 
     def log_message(self, *_: object) -> None:

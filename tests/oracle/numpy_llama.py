@@ -18,7 +18,7 @@ def logits(config: dict[str, Any], weights: dict[str, Array], ids: Array) -> Arr
     n_heads, n_kv = config["num_attention_heads"], config["num_key_value_heads"]
     width = config.get("head_dim") or config["hidden_size"] // n_heads
     eps = config["rms_norm_eps"]
-    frequencies, scale = rotary(config, width)
+    frequencies, scale = rotary(config, width, len(ids))
     angles = np.arange(len(ids))[:, None] * frequencies
     cos, sin = np.cos(angles) * scale, np.sin(angles) * scale
     mask = np.triu(np.full((len(ids), len(ids)), -np.inf), 1)
@@ -41,8 +41,8 @@ def logits(config: dict[str, Any], weights: dict[str, Array], ids: Array) -> Arr
     return np.asarray(_norm(x, weights["model.norm.weight"], eps) @ head.T)
 
 
-def rotary(config: dict[str, Any], width: int) -> tuple[Array, float]:
-    """Return the rotary frequencies (width / 2) and the factor of cosines and sines."""
+def rotary(config: dict[str, Any], width: int, n_tokens: int) -> tuple[Array, float]:
+    """Return the rotary frequencies (width / 2) of a text and the factor of cosines and sines."""
     rope = dict(config.get("rope_scaling") or {"rope_type": "default"})
     base = 1.0 / config["rope_theta"] ** (np.arange(0, width, 2) / width)
     kind = rope["rope_type"]
@@ -50,11 +50,20 @@ def rotary(config: dict[str, Any], width: int) -> tuple[Array, float]:
         return base, 1.0
     if kind == "linear":
         return base / rope["factor"], 1.0
+    if kind == "dynamic":
+        return _dynamic(config, width, n_tokens, rope["factor"]), 1.0
     if kind == "llama3":
         return _llama3(base, rope), 1.0
     if kind == "yarn":
         return _yarn(base, config["rope_theta"], width, rope)
     raise ValueError(kind)
+
+
+def _dynamic(config: dict[str, Any], width: int, n_tokens: int, factor: float) -> Array:
+    context = config["max_position_embeddings"]
+    grown = factor * max(n_tokens, context) / context - (factor - 1)
+    theta = config["rope_theta"] * grown ** (width / (width - 2))
+    return np.asarray(1.0 / theta ** (np.arange(0, width, 2) / width))
 
 
 def _llama3(base: Array, rope: dict[str, Any]) -> Array:

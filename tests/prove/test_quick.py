@@ -13,8 +13,7 @@ import pytest
 from pipeline import flow, prove
 from pipeline.errors import PipelineError, ProofError
 from pipeline.job import Job
-from pipeline.store import Store, hash_file, local_name
-from pipeline.store.manifest import SYSTEM
+from pipeline.store import Store, hash_file
 from pipeline.types import Check
 
 Item = tuple[str, Path, Any]
@@ -127,18 +126,6 @@ def test_no_proof_says_so(item: Item, prompting: prove.Prompting) -> None:
     assert check.state == "not checked"
     assert check.command is not None
     prove.refuse_differences("demo", (check,))
-
-
-def test_small_layers_are_read_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent_log: Any) -> None:
-    """A layer that changed on the disk is found."""
-    monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
-    overrides = flow.modelfiles.Overrides(system="Be kind.")
-    flow.package(Job("demo", ("Q4_0",), proof="none", overrides=overrides), silent_log)
-    store, name = Store(tmp_path / "registry"), local_name("demo:Q4_0")
-    assert [check.state for check in prove.published(store, [name])] == ["proven"]
-    layer = next(one for one in store.read_manifest(name).layers if one.media_type == SYSTEM)
-    store.blob_path(layer.blob.digest).write_text("Be evil.", encoding="utf-8")
-    assert [check.state for check in prove.published(store, [name])] == ["different"]
 
 
 @pytest.mark.native

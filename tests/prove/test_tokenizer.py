@@ -18,9 +18,8 @@ from pipeline.prove._stub import write_stub
 from pipeline.prove.tokenizer import (
     Comparison,
     compare,
-    compare_checkpoint,
+    compare_keys,
     compare_session,
-    compare_vocabulary,
     tokenizer_check,
 )
 from pipeline.runtime import open_runtime
@@ -223,27 +222,28 @@ def test_a_wrong_vocabulary_is_different(
 def test_a_server_compares_a_checkpoint(llama: Any, tokenizer_fixtures: Path, name: str) -> None:
     """A vocabulary of each model of GGUF's is loaded by the server without any weights, and compared."""
     config = json.loads((tokenizer_fixtures / name / "expected.json").read_text("utf-8"))["config"]
-    comparison = compare_checkpoint(tokenizer_fixtures / name, config)
+    keys = read_tokenizer(tokenizer_fixtures / name, config).metadata
+    comparison = compare_keys(keys, tokenizer_fixtures / name)
     assert comparison.check().state == "proven", comparison.unexplained[:3]
 
 
 @pytest.mark.native
-def test_a_file_and_a_session_compare_alike(llama: Any, demo: Path, tmp_path: Path) -> None:
-    """A GGUF file, and a model that already runs, give what the checkpoint's own folder gives."""
+def test_keys_and_a_session_compare_alike(llama: Any, demo: Path, tmp_path: Path) -> None:
+    """The keys alone, and a model that already runs, give the same."""
     tokenizer = read_tokenizer(demo, {})
     path = tmp_path / "demo.gguf"
     write_stub(path, tokenizer.metadata)
-    from_file = compare_vocabulary(path, demo)
+    from_keys = compare_keys(tokenizer.metadata, demo)
     with open_runtime(path, n_ctx=64) as session:
         from_session = compare_session(session, {kv.key: kv for kv in tokenizer.metadata}, demo)
         check = tokenizer_check(session, path, demo)
         (tmp_path / "tokenizer.json").write_text('{"model": 5}', "utf-8")
         unknown = tokenizer_check(session, path, tmp_path)
-    assert from_file == from_session
-    assert check == from_file.check()
+    assert from_keys == from_session
+    assert check == from_keys.check()
     assert (unknown.name, unknown.state) == ("tokenizer", "not checked")
-    assert from_file.unexplained == ()
-    assert set(from_file.limits) == {"nfc"}
+    assert from_keys.unexplained == ()
+    assert set(from_keys.limits) == {"nfc"}
 
 
 @pytest.mark.parametrize(

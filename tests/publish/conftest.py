@@ -1,24 +1,47 @@
-"""A small release, and every target opened on an empty folder."""
+"""A small release, and every kind of target with nothing in it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from pipeline.publish import Release, ReleaseEntry
 from pipeline.types import Blob
 
-# How a test opens each kind of target, by the kind's name: a target without a line here fails its contract.
-TEXTS = {"local": "local", "ollama": "ollama"}
+# Where tests/oracle opens each kind of target, by the kind's name; a target without a line here fails its contract.
+HARNESSES: dict[str, str] = {"local": "store_harness", "ollama": "store_harness"}
+MARKS: dict[str, list[pytest.MarkDecorator]] = {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for a harness once for each kind of target."""
+    if "harness" in metafunc.fixturenames:
+        kinds = [pytest.param(kind, marks=MARKS.get(kind, [])) for kind in HARNESSES]
+        metafunc.parametrize("harness", kinds, indirect=True)
 
 
 @pytest.fixture
-def texts() -> dict[str, str]:
-    """What to write after --to, for each kind of target."""
-    return TEXTS
+def harness(
+    request: pytest.FixtureRequest, oracle: Callable[[str], ModuleType], tmp_path: Path, _folders: None
+) -> Iterator[Any]:
+    """A target with nothing in it.
+
+    It has `text`, to write after --to; `visible()`, the digests of each model's blobs by "namespace/model:tag", the
+    GGUF's first; `blob(digest)`, the content of one; and `faults`, contexts in which no publication can succeed.
+    """
+    with oracle(HARNESSES[request.param]).open_harness(request.param, tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def kinds() -> set[str]:
+    """The kinds of targets that have a harness."""
+    return set(HARNESSES)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,12 +69,12 @@ def test_what_a_running_ollama_lists(
 
 
 def test_no_ollama_is_not_an_error(
-    entry: Callable[..., ReleaseEntry], release: Callable[..., Release], tmp_path: Path
+    entry: Callable[..., ReleaseEntry], release: Callable[..., Release], tmp_path: Path, silent_log: Any
 ) -> None:
     """Without a daemon the model is published, and the check says how to make it."""
     with open_target("ollama") as target:
-        published = target.publish(release(entry(tmp_path / "a")), lambda _: None)
-    (check,) = published.checks
+        published = target.publish(release(entry(tmp_path / "a")), silent_log)
+    *_, check = published.checks
     assert (check.state, check.command) == ("not checked", "ollama list")
     assert published.commands == ("ollama run localhost:11500/library/demo:Q4_K_M",)
     assert (tmp_path / "ollama/manifests/localhost:11500/library/demo/latest").is_file()
@@ -89,10 +90,10 @@ def test_a_proxy_is_not_asked(daemon: Callable[[int, bytes], None], monkeypatch:
 
 
 def test_a_second_spelling_is_removed_with_ollamas_own_command(
-    entry: Callable[..., ReleaseEntry], release: Callable[..., Release], tmp_path: Path
+    entry: Callable[..., ReleaseEntry], release: Callable[..., Release], tmp_path: Path, silent_log: Any
 ) -> None:
     """The hint names the program that knows this store."""
     with open_target("ollama") as target:
-        target.publish(release(entry(tmp_path / "a")), lambda _: None)
+        target.publish(release(entry(tmp_path / "a")), silent_log)
         with pytest.raises(UsageError, match="first: ollama rm localhost:11500/library/demo:Q4_K_M"):
-            target.publish(release(entry(tmp_path / "b", tags=("q4_k_m",))), lambda _: None)
+            target.publish(release(entry(tmp_path / "b", tags=("q4_k_m",))), silent_log)

@@ -3,24 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from pipeline import quant
 from pipeline.quant._kernels import fp16_bits, fp16_table, nearest_int, signed_largest
-
-
-def test_finite_values_have_no_first_nonfinite() -> None:
-    """Finite rows, also of the largest values, and no rows at all give None."""
-    assert quant.first_nonfinite(np.full((3, 4), np.finfo(np.float32).max, np.float32)) is None
-    assert quant.first_nonfinite(np.empty((0, 4), np.float32)) is None
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_the_first_nonfinite_is_found(value: float) -> None:
-    """The first NaN or infinity in row order is named by row and column."""
-    x = np.zeros((5, 7), np.float32)
-    x[2, 3] = x[2, 6] = x[4, 0] = value
-    assert quant.first_nonfinite(x) == (2, 3)
 
 
 def test_nearest_int_rounds_half_to_even_within_its_range() -> None:

@@ -10,7 +10,7 @@ import requests
 from pipeline.errors import InputError, ToolError
 from pipeline.runtime.llama import ENVIRONMENT, LlamaInstall
 from pipeline.runtime.prebuilt import prebuilt_version
-from pipeline.runtime.session import load_and_decode, open_runtime, runtime_at_hand
+from pipeline.runtime.session import open_runtime, runtime_at_hand
 
 QUESTION = [{"role": "user", "content": "What is Q4_K_M?"}]
 PROMPT = "<|im_start|>user\nWhat is Q4_K_M?<|im_end|>\n<|im_start|>assistant\n"
@@ -105,13 +105,6 @@ def test_a_refused_request_gives_the_servers_words(demo_gguf: Path) -> None:
         with pytest.raises(InputError, match="context size"):
             session.chat([{"role": "user", "content": "Q4_K_M " * 3000}])
         assert session.chat(QUESTION, options=GREEDY) == ANSWER
-
-
-def test_load_and_decode_says_who_and_what(kind: str, demo_gguf: Path) -> None:
-    """The quick proof names the runtime and shows decoded text."""
-    label, text = load_and_decode(demo_gguf, 4)
-    assert kind in label
-    assert text
 
 
 @pytest.mark.usefixtures("kind")

@@ -7,18 +7,23 @@ is compiled when a type is first wanted and kept in the cache folder.
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from pipeline import discover
-from pipeline.quant._base import F32, U8, BlockType
+from pipeline.quant._base import F32, SCRATCH_BYTES, U8, BlockType
 from pipeline.quant.fast import _compile
 from pipeline.quant.fast._compile import Processor, host
 from pipeline.quant.fast._kernel import Kernel
 
 __all__ = ["FastEngine", "Processor", "host", "kernels"]
+
+
+# What LLVM takes, mostly pages of its own program: to bring compiled code into memory, and to compile.
+_LINK_BYTES, _COMPILE_BYTES = 14_000_000, 44_000_000
 
 
 @cache
@@ -43,11 +48,17 @@ class FastEngine:
         self._functions: dict[str, _compile.Function] = {}
         self._lock = threading.Lock()
 
+    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
+        """Estimate what LLVM takes when it begins to work, and the scratch memory of types that go NumPy's way."""
+        known, others = set(kinds) & set(kernels()), set(kinds) - set(kernels()) - {"F32"}
+        llvm = max((_LINK_BYTES if self.is_compiled(name) else _COMPILE_BYTES for name in known), default=0)
+        return (0 if self._functions else llvm) + (threads * SCRATCH_BYTES if others else 0)
+
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Do what `BlockType.quantize_rows` does."""
         weighted = importance is not None and kind.is_weighted
         kernel = kernels().get(kind.name)
-        build = kernel and (kernel.build_weighted if weighted else kernel.build)
+        build = None if kernel is None else kernel.build_weighted if weighted else kernel.build
         if build is None:
             kind.quantize_rows(x, out, importance)
             return
@@ -68,9 +79,7 @@ class FastEngine:
         return f"{name}-weighted" if weighted else name
 
 
-def _call(
-    function: _compile.Function, kind: BlockType, x: F32, out: U8, importance: F32 | None, lanes: int
-) -> None:
+def _call(function: _compile.Function, kind: BlockType, x: F32, out: U8, importance: F32 | None, lanes: int) -> None:
     """Run a kernel; fewer blocks than lanes are filled up, since it works on full tiles only."""
     n_blocks = x.size // kind.block_size
     if n_blocks < lanes:

@@ -12,7 +12,19 @@ from typing import NamedTuple
 from pipeline.quant.fast._kernel import Arguments
 from pipeline.quant.fast._math import fp32_to_fp16
 from pipeline.quant.fast._tile import tiles
-from pipeline.quant.fast._vector import BYTE, FLOAT, HALF, INT, INDEX, Code, Pointer, Rows, Value, absolute, larger, smaller, where
+from pipeline.quant.fast._vector import (
+    BYTE,
+    FLOAT,
+    HALF,
+    INDEX,
+    Code,
+    Pointer,
+    Value,
+    absolute,
+    larger,
+    smaller,
+    where,
+)
 
 SIZE = 32
 Fold = Callable[[Value, Value], Value]

@@ -1,4 +1,4 @@
-"""From a kernel to machine code: LLVM compiles it for this processor, once; the object file is kept in the cache folder.
+"""From a kernel to machine code: LLVM compiles it for this processor, once; the object is kept in the cache folder.
 
 An object's name holds a hash of all that shaped it: the sources of this package, LLVM, the processor.  A file appears
 under its name when it is whole and begins with its own hash, so processes may compile at the same time; where the
@@ -31,6 +31,7 @@ Function = Callable[..., None]
 _SYMBOL = "kernel"
 _SIGNATURE = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * N_POINTERS, *[ctypes.c_int64] * N_COUNTS)
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_engines: list[Any] = []
 _lock = threading.Lock()  # LLVM's own state is not made for several threads
 
 
@@ -116,7 +117,7 @@ def _link(code: bytes, machine: Any) -> Function:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     function = _SIGNATURE(engine.get_function_address(_SYMBOL))
-    function.engine = engine  # the code lives as long as the engine
+    _engines.append(engine)  # the code lives as long as its engine
     return function
 
 

@@ -123,7 +123,9 @@ def _six_bits(values: Rows, quants: Rows) -> Value:
     return fp32_to_fp16(largest / 63)
 
 
-def _finish(code: Code, t: _Tile, steps: tuple[Value, Value], quants: tuple[Rows, Rows], n_max: int, pack: Pack) -> None:
+def _finish(
+    code: Code, t: _Tile, steps: tuple[Value, Value], quants: tuple[Rows, Rows], n_max: int, pack: Pack
+) -> None:
     """Write the blocks: L is rounded again with the scales as they are stored."""
     d, dmin = steps
     t.words[0] = d | (dmin << 16)

@@ -27,7 +27,9 @@ class Arguments:
     @classmethod
     def of(cls, code: Code) -> Arguments:
         """Name the parameters of a function with N_POINTERS and N_COUNTS."""
-        return cls(*code.pointers, *code.counts)
+        x, importance, out = code.pointers
+        n_blocks, blocks_per_row = code.counts
+        return cls(x, importance, out, n_blocks, blocks_per_row)
 
 
 Build = Callable[[Code, Arguments], None]

@@ -183,7 +183,11 @@ def make_qx_quants(x: Rows, w: Rows | None, n_max: int, n: int) -> tuple[Linear,
         sum_lx, sum_l2 = moments(inverse)
         is_better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2)
         new = sum_lx / sum_l2
-        return where(is_better, new, scale), where(is_better, new * sum_lx, best), where(is_better, inverse, best_inverse)
+        return (
+            where(is_better, new, scale),
+            where(is_better, new * sum_lx, best),
+            where(is_better, inverse, best_inverse),
+        )
 
     n_candidates = where((is_empty ^ 1).any(), code.index(18), 0)
     scale, _, inverse = code.loop(n_candidates, candidate, scale, scale * sum_lx, inverse)

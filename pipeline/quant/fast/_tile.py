@@ -60,7 +60,9 @@ def store_words(code: Code, words: Rows, n_bytes: int, block: Callable[[Value], 
     code.loop(code.lanes, one)
 
 
-def super_blocks(code: Code, a: Arguments, x: Rows, words: Rows, n_bytes: int, compute: Callable[[Value], None]) -> None:
+def super_blocks(
+    code: Code, a: Arguments, x: Rows, words: Rows, n_bytes: int, compute: Callable[[Value], None]
+) -> None:
     """Quantize super-blocks of 256 elements tile by tile: *compute* turns *x* into *words*, given the first block.
 
     Blocks of *n_bytes* are written; of zeros alone, such as padding, they are zeros.

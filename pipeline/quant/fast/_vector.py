@@ -366,7 +366,7 @@ class Code:
 
         return self.loop(count // unroll, several, *state)
 
-    def when(self, condition: Value, body: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
+    def when(self, condition: Value, body: Callable[[], object], otherwise: Callable[[], object] | None = None) -> None:
         """Run *body* if a scalar truth value is true, else *otherwise*; both work on memory."""
         if otherwise is None:
             with self.builder.if_then(condition.raw):

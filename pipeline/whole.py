@@ -1,0 +1,80 @@
+"""Files that appear under their name only when they are whole: written beside it, locked, then renamed.
+
+A living writer holds a lock on its temporary file, so that the next one knows which of them a killed writer left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline import crash
+
+_SUFFIX = ".part"
+
+
+def open_beside(path: Path) -> tuple[Path, int]:
+    """Open a new file beside *path* for what is to become it; return its name and a descriptor, which holds its lock.
+
+    What killed writers of *path* left is removed.  Rename the file before the descriptor is closed.
+
+    Raises:
+        OSError: if the folder is missing or refuses.
+    """
+    _sweep(path)
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return temporary, fd
+        os.close(fd)  # it was swept before it was locked
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[tuple[Path, int]]:
+    """Give a file of `open_beside`; it is closed at the end, and removed if it was not renamed."""
+    temporary, fd = open_beside(path)
+    try:
+        yield temporary, fd
+    finally:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
+
+
+def write_all(fd: int, data: memoryview) -> None:
+    """Write all of *data*, which is bytes.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Make *path*, whose folder is made if it is missing, hold *text* in UTF-8.
+
+    Raises:
+        OSError: if the disk refuses; *path* is as it was then, and nothing else is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with beside(path) as (temporary, fd):
+        write_all(fd, memoryview(text.encode()))
+        os.fsync(fd)
+        crash.point("text written")
+        temporary.replace(path)
+        crash.point("text named")
+
+
+def _sweep(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink(missing_ok=True)
