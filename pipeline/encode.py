@@ -238,7 +238,7 @@ def _encode_tile(
     raw = scratch.bytes("raw", n_rows, tensor_bytes(view.dtype, (tensor.n_cols,)))
     view.read(reader, np.arange(tile.first, tile.stop, dtype=np.int64), slice(None), raw)
     if view.dtype in _NOT_FINITE:
-        _check_finite(raw, view.dtype, view, tensor, tile.first)
+        _check_finite(engine, raw, view.dtype, view, tensor, tile.first)
     floats: np.ndarray | None = None
     made = {view.dtype: raw}
     sums: dict[str, Sums] = {}
@@ -247,12 +247,12 @@ def _encode_tile(
             continue
         if floats is None:
             floats = scratch.floats(n_rows, tensor.n_cols)
-            _decode(reader, raw, floats, view, tensor, tile.first)
+            _decode(reader, engine, raw, floats, view, tensor, tile.first)
         kind = quant.get(planned.type)
         part = scratch.bytes(planned.type, n_rows, kind.row_bytes(tensor.n_cols))
         engine.quantize_rows(kind, floats, part)
         if planned.type == "F16":
-            _check_overflow(part, floats, planned, tile.first)
+            _check_overflow(engine, part, floats, planned, tile.first)
         if meter and not keeps_values(view.dtype, planned.type):
             sums[planned.type] = meter.measure(planned, floats, part, tile.first)
         made[planned.type] = part
@@ -260,25 +260,37 @@ def _encode_tile(
 
 
 def _decode(
-    reader: TensorReader, raw: np.ndarray, floats: np.ndarray, view: View, tensor: PlannedTensor, first_row: int
+    reader: TensorReader,
+    engine: quant.Engine,
+    raw: np.ndarray,
+    floats: np.ndarray,
+    view: View,
+    tensor: PlannedTensor,
+    first_row: int,
 ) -> None:
     """Give the float32 values of a tile; of a quantized one (requantizing) they are checked here."""
     kind = quant.get(view.dtype)
-    if kind.block_size == 1:
+    if decode := engine.decoder(kind):
+        decode(raw, floats)
+    elif kind.block_size == 1:
         reader.decode(view.dtype, raw, floats)
-        return
-    kind.dequantize_rows(raw, floats)
-    _check_finite(floats.view(np.uint8), "F32", view, tensor, first_row)
+    else:
+        kind.dequantize_rows(raw, floats)
+    if kind.block_size > 1:
+        _check_finite(engine, floats.view(np.uint8), "F32", view, tensor, first_row)
 
 
-def _check_finite(raw: np.ndarray, dtype: str, view: View, tensor: PlannedTensor, first_row: int) -> None:
+def _check_finite(
+    engine: quant.Engine, raw: np.ndarray, dtype: str, view: View, tensor: PlannedTensor, first_row: int
+) -> None:
     """Refuse NaN and Inf by their exponent bits, before decoding."""
     unsigned, mask, limit = _NOT_FINITE[dtype]
     kind = quant.get(dtype)
     is_packed = kind.block_size > 1
     bits = raw.reshape(len(raw), -1, kind.type_size)[..., 0] if is_packed else raw.view(unsigned)
-    magnitude = bits & unsigned(mask)
-    if int(magnitude.max(initial=0)) >= limit:
+    largest = int(bits.max(initial=0)) if is_packed else engine.largest_magnitude(bits)
+    if largest >= limit:
+        magnitude = bits & unsigned(mask)
         row, column = (int(i) for i in np.argwhere(magnitude >= limit)[0])
         place = f"row {first_row + row}, column {column * kind.block_size} of {tensor.name}"
         raise FormatError(
@@ -290,10 +302,13 @@ def _check_finite(raw: np.ndarray, dtype: str, view: View, tensor: PlannedTensor
         )
 
 
-def _check_overflow(part: np.ndarray, floats: np.ndarray, tensor: PlannedTensor, first_row: int) -> None:
+def _check_overflow(
+    engine: quant.Engine, part: np.ndarray, floats: np.ndarray, tensor: PlannedTensor, first_row: int
+) -> None:
     """Refuse a weight that float16 cannot hold, as llama-quantize's check of rows does."""
-    infinite = (part.view(np.uint16) & np.uint16(0x7FFF)) >= np.uint16(0x7C00)
-    if infinite.any():
+    halves = part.view(np.uint16)
+    if engine.largest_magnitude(halves) >= 0x7C00:
+        infinite = (halves & np.uint16(0x7FFF)) >= np.uint16(0x7C00)
         row, column = (int(i) for i in np.argwhere(infinite)[0])
         raise FormatError(
             "a weight is too large for float16",

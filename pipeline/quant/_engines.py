@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Final, Protocol
 
+import numpy as np
+
 from pipeline.errors import ToolError, UsageError
-from pipeline.quant._base import F32, SCRATCH_BYTES, U8, BlockType
+from pipeline.quant._base import F32, SCRATCH_BYTES, U8, Array, BlockType
+
+Decoder = Callable[[U8, F32], None]
 
 AUTO: Final = "auto"
 NAMES: Final = ("numpy", "fast")
@@ -32,6 +36,12 @@ class Engine(Protocol):
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Do what `BlockType.quantize_rows` does."""
 
+    def decoder(self, kind: BlockType) -> Decoder | None:
+        """Return what does as `BlockType.dequantize_rows`, if this engine has something faster."""
+
+    def largest_magnitude(self, words: Array) -> int:
+        """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
+
 
 class NumpyEngine:
     """The kernels that the types themselves bring."""
@@ -45,6 +55,15 @@ class NumpyEngine:
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Do what `BlockType.quantize_rows` does."""
         kind.quantize_rows(x, out, importance)
+
+    def decoder(self, kind: BlockType) -> Decoder | None:  # noqa: ARG002 - has nothing faster
+        """Return None: the types' own way is NumPy's."""
+        return None
+
+    def largest_magnitude(self, words: Array) -> int:
+        """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
+        unsigned = words.dtype.type
+        return int((words & unsigned(np.iinfo(unsigned).max >> 1)).max(initial=0))
 
 
 def check_engine(name: str) -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import discover
-from pipeline.quant._base import F32, SCRATCH_BYTES, U8, BlockType
+from pipeline.quant._base import F32, SCRATCH_BYTES, U8, Array, BlockType
+from pipeline.quant._engines import Decoder, NumpyEngine
 from pipeline.quant.fast import _compile
 from pipeline.quant.fast._compile import Processor, host
-from pipeline.quant.fast._kernel import Kernel
+from pipeline.quant.fast._kernel import Build, Kernel
+from pipeline.quant.fast._look import MAGNITUDES
 
 __all__ = ["FastEngine", "Processor", "host", "kernels"]
 
@@ -63,12 +65,59 @@ class FastEngine:
             kind.quantize_rows(x, out, importance)
             return
         kind.check(x, out, importance)
+        function = self._function(self._label(kind.name, weighted=weighted), build)
+        weights = importance if weighted else None
+        self._call(function, (x, kind.block_size), (out, kind.type_size), weights, x.shape[1] // kind.block_size)
+
+    def decoder(self, kind: BlockType) -> Decoder | None:
+        """Return what does as `BlockType.dequantize_rows`, if it is compiled."""
+        kernel = kernels().get(kind.name)
+        build = None if kernel is None else kernel.build_decode
+        if build is None:
+            return None
+        function = self._function(f"{kind.name}-decode", build)
+
+        def decode(data: U8, out: F32) -> None:
+            kind.check(out, data)
+            self._call(function, (data, kind.type_size), (out, kind.block_size))
+
+        return decode
+
+    def largest_magnitude(self, words: Array) -> int:
+        """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
+        found = np.zeros(1, np.uint32)
+        size = words.dtype.itemsize
+        if words.size < self.processor.lanes:
+            return NumpyEngine().largest_magnitude(words)
+        function = self._function(f"magnitude-{size}", MAGNITUDES[size])
+        function(words.ctypes.data, 0, found.ctypes.data, words.size, 1)
+        return int(found[0])
+
+    def _function(self, label: str, build: Build) -> _compile.Function:
         with self._lock:
-            label = self._label(kind.name, weighted=weighted)
             if label not in self._functions:
                 self._functions[label] = _compile.load(label, build, self.processor, self._folder)
-            function = self._functions[label]
-        _call(function, kind, x, out, importance if weighted else None, self.processor.lanes)
+            return self._functions[label]
+
+    def _call(
+        self,
+        function: _compile.Function,
+        source: tuple[Array, int],
+        target: tuple[Array, int],
+        importance: F32 | None = None,
+        blocks_per_row: int = 1,
+    ) -> None:
+        """Run a kernel on arrays, each with the items of one block; fewer blocks than lanes are filled up."""
+        (x, x_items), (out, out_items) = source, target
+        n_blocks, lanes = x.size // x_items, self.processor.lanes
+        weights = 0 if importance is None else importance.ctypes.data
+        if n_blocks >= lanes:
+            function(x.ctypes.data, weights, out.ctypes.data, n_blocks, blocks_per_row)
+            return
+        more, padded = np.zeros(lanes * x_items, x.dtype), np.empty(lanes * out_items, out.dtype)
+        more[: x.size] = x.reshape(-1)
+        function(more.ctypes.data, weights, padded.ctypes.data, lanes, blocks_per_row)
+        out.reshape(-1)[...] = padded[: out.size]
 
     def is_compiled(self, name: str) -> bool:
         """Say whether the kernel of type *name* need not be compiled any more."""
@@ -77,18 +126,3 @@ class FastEngine:
     @staticmethod
     def _label(name: str, *, weighted: bool) -> str:
         return f"{name}-weighted" if weighted else name
-
-
-def _call(function: _compile.Function, kind: BlockType, x: F32, out: U8, importance: F32 | None, lanes: int) -> None:
-    """Run a kernel; fewer blocks than lanes are filled up, since it works on full tiles only."""
-    n_blocks = x.size // kind.block_size
-    if n_blocks < lanes:
-        more, padded = np.zeros(lanes * kind.block_size, np.float32), np.empty(lanes * kind.type_size, np.uint8)
-        more[: x.size] = x.reshape(-1)
-    else:
-        more, padded = x, out
-    weights = importance.ctypes.data if importance is not None else 0
-    per_row = x.shape[1] // kind.block_size
-    function(more.ctypes.data, weights, padded.ctypes.data, max(n_blocks, lanes), per_row)
-    if padded is not out:
-        out.reshape(-1)[...] = padded[: out.size]

@@ -39,6 +39,7 @@ Build = Callable[[Code, Arguments], None]
 class Kernel:
     """One type: *build* writes the code of its C function, *build_weighted* that for an importance matrix.
 
+    *build_decode* goes the other way: *x* are blocks then, and *out* float32.
     *gain_ns* is what one weight saves against NumPy, in nanoseconds of a processor.
     """
 
@@ -46,3 +47,4 @@ class Kernel:
     gain_ns: float
     build: Build
     build_weighted: Build | None = None
+    build_decode: Build | None = None

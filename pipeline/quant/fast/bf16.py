@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._math import fp32_to_bf16
 from pipeline.quant.fast._tile import tiles
-from pipeline.quant.fast._vector import FLOAT, HALF, Code, Value
+from pipeline.quant.fast._vector import FLOAT, HALF, INT, Code, Value
 
 
 def _build(code: Code, a: Arguments) -> None:
@@ -18,4 +18,14 @@ def _build(code: Code, a: Arguments) -> None:
     tiles(code, a.n_blocks, one)
 
 
-KERNEL = Kernel("BF16", 0.3, _build)
+def _build_decode(code: Code, a: Arguments) -> None:
+    """Mirror `ggml_bf16_to_fp32_row`."""
+
+    def one(first: Value) -> None:
+        bits = a.x.at(first * 2).load(HALF, code.lanes).widen(INT)
+        a.out.at(first * 4).store(bits << 16)
+
+    tiles(code, a.n_blocks, one)
+
+
+KERNEL = Kernel("BF16", 0.3, _build, build_decode=_build_decode)

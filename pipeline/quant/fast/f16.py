@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipeline.quant.fast._kernel import Arguments, Kernel
-from pipeline.quant.fast._math import fp32_to_fp16
+from pipeline.quant.fast._math import fp16_to_fp32, fp32_to_fp16
 from pipeline.quant.fast._tile import tiles
-from pipeline.quant.fast._vector import FLOAT, HALF, Code, Value
+from pipeline.quant.fast._vector import FLOAT, HALF, INT, Code, Value
 
 
 def _build(code: Code, a: Arguments) -> None:
@@ -18,4 +18,14 @@ def _build(code: Code, a: Arguments) -> None:
     tiles(code, a.n_blocks, one)
 
 
-KERNEL = Kernel("F16", 1.0, _build)
+def _build_decode(code: Code, a: Arguments) -> None:
+    """Mirror `ggml_fp16_to_fp32_row`."""
+
+    def one(first: Value) -> None:
+        bits = a.x.at(first * 2).load(HALF, code.lanes).widen(INT)
+        a.out.at(first * 4).store(fp16_to_fp32(bits))
+
+    tiles(code, a.n_blocks, one)
+
+
+KERNEL = Kernel("F16", 1.0, _build, build_decode=_build_decode)
