@@ -58,13 +58,16 @@ class Draft:
 
 @dataclass(frozen=True)
 class Finished:
-    """A GGUF that can be taken as it is: what its type is called, its header's and its whole size in bytes."""
+    """A GGUF that can be taken as it is: what its type is called, its header's and its whole size in bytes.
 
-    path: Path
+    *path* is None where it has several parts: then it is joined, and *data_start* and *file_bytes* mean nothing.
+    """
+
+    path: Path | None
     recipe: str
     metadata: tuple[KV, ...]
-    data_start: int
-    file_bytes: int
+    data_start: int = 0
+    file_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,25 +141,20 @@ def _check_adapted(checkpoint: Checkpoint, drafts: Sequence[Draft]) -> None:
         )
 
 
-def from_gguf(file: gguf.GgufFile, *, requantize: bool = False) -> Blueprint:
-    """Read a GGUF's header into a blueprint, so that it can be quantized, or quantized again if *requantize*.
+def from_gguf(parts: Sequence[gguf.GgufFile], *, requantize: bool = False) -> Blueprint:
+    """Read the header of a GGUF, in one part or several, so that it can be quantized, or quantized again.
 
-    Raises:
-        UnsupportedError: if it is split.
+    Of several parts the first tells about the model, as for llama.cpp.
     """
-    if file.split:
-        raise UnsupportedError(
-            "the GGUF is one part of several",
-            where=file.path,
-            hint="join the parts with llama.cpp's llama-gguf-split --merge, then run this again",
-        )
     drafts = [
         Draft(t.name, t.type, Stored(SourceTensor(t.name, t.type, t.shape, file.path, t.offset, t.n_bytes)))
+        for file in parts
         for t in file.tensors
     ]
     drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
-    metadata = tuple(kv for key, kv in file.metadata.items() if key not in _SET_BY_RECIPE)
-    return Blueprint(metadata, tuple(drafts), _facts_of(file.metadata, file.path), requantize=requantize)
+    first = parts[0]
+    metadata = tuple(kv for key, kv in first.metadata.items() if key not in (*_SET_BY_RECIPE, *gguf.PART_KEYS))
+    return Blueprint(metadata, tuple(drafts), _facts_of(first.metadata, first.path), requantize=requantize)
 
 
 def _own_type(name: str, view: View) -> str:

@@ -21,9 +21,10 @@ from pipeline import report as reports
 from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
-from pipeline.gguf import copy_file, read_gguf
+from pipeline.gguf import copy_file, read_parts
 from pipeline.job import Job, Prepared
 from pipeline.measure import LEVELS, ErrorMeter
+from pipeline.parts import SplitModel, Written
 from pipeline.provenance import SourceFile, SourceHashes, files_of, weights_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
@@ -152,15 +153,20 @@ def convert(
     threads: int = 0,
     *,
     adapter: Path | None = None,
+    part_bytes: int | None = None,
     engine: str = quant.AUTO,
-) -> tuple[Plan, Blob]:
-    """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
+) -> Written:
+    """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own.
+
+    With *part_bytes*, it is split into files with so many bytes of tensors at most.
+    """
     quant.check_engine(engine)
     with prepare(model, log, "stream", adapter=adapter) as prepared:
         if prepared.source.gguf:
             raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
         plan = plans.make_plan(prepared.blueprint, dtype)
-        return plan, write([plan], [path], log, threads, prepared.opened, engine=engine)[0]
+        cut = SplitModel.of(plan, path, part_bytes)
+        return cut.write(lambda planned, paths: write(planned, paths, log, threads, prepared.opened, engine=engine))
 
 
 def quantize(
@@ -171,14 +177,19 @@ def quantize(
     threads: int = 0,
     *,
     requantize: bool = False,
+    part_bytes: int | None = None,
     engine: str = quant.AUTO,
-) -> tuple[Plan, Blob]:
-    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says."""
+) -> Written:
+    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says.
+
+    One part of a split model stands for all of them.  *part_bytes* is as for `convert`.
+    """
     quant.check_engine(engine)
-    if path.exists() and path.samefile(gguf):
-        raise UsageError("the output would replace the input", where=path, hint="give another name with -o")
-    plan = plans.make_plan(blueprints.from_gguf(read_gguf(gguf), requantize=requantize), recipe)
-    return plan, write([plan], [path], log, threads, engine=engine)[0]
+    parts = read_parts(gguf)
+    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe)
+    cut = SplitModel.of(plan, path, part_bytes)
+    cut.refuse_to_replace([part.path for part in parts])
+    return cut.write(lambda planned, paths: write(planned, paths, log, threads, engine=engine))
 
 
 def hashed(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:

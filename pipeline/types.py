@@ -48,6 +48,16 @@ class KV:
     item: ValueType | None = None
 
 
+def u16(key: str, value: int) -> KV:
+    """Make an unsigned 16-bit entry."""
+    return KV(key, ValueType.UINT16, int(value))
+
+
+def i32(key: str, value: int) -> KV:
+    """Make a signed 32-bit entry."""
+    return KV(key, ValueType.INT32, int(value))
+
+
 def u32(key: str, value: int) -> KV:
     """Make an unsigned 32-bit entry."""
     return KV(key, ValueType.UINT32, int(value))

@@ -22,7 +22,7 @@ LAYERS = (
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
     ("blueprint", "prove", "measure", "provenance"),
     ("plan",),
-    ("encode", "report", "republish", "job"),
+    ("encode", "report", "republish", "job", "parts"),
     ("flow", "estimate"),
     ("serve", "progress", "doctor", "chat", "preview", "verify"),
     ("commands",),

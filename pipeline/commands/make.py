@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,9 +24,32 @@ from pipeline.commands._common import (
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
+    from pipeline.parts import Written
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, exists=True, path_type=Path)
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
+    """A size as llama-gguf-split takes it: 500M and 2G are millions and thousands of millions of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        found = re.fullmatch(r"([1-9][0-9]{0,8})([MG])B?", str(value), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size: expected a whole number with a unit, such as 500M or 2G", param, ctx)
+        return int(found[1]) * {"M": 10**6, "G": 10**9}[found[2].upper()]
+
+
+_split_option = click.option(
+    "--split-size",
+    "part_bytes",
+    type=_Size(),
+    metavar="SIZE",
+    help="Split into files with so much of the tensors at most (500M, 2G), as llama-gguf-split does; for llama.cpp.",
+)
 
 
 def _modelfile_options(command: F) -> F:
@@ -166,18 +190,20 @@ def plan(
     help="auto keeps the checkpoint's own precision.",
 )
 @adapter_option
+@_split_option
 @threads_option
 @engine_option
 @json_option
 def convert(
-    model: str, output: Path, dtype: str, adapter: Path | None, threads: int, engine: str, as_json: bool
-) -> None:
+    model: str, output: Path, dtype: str, adapter: Path | None, part_bytes: int | None, threads: int, engine: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Write MODEL as an unquantized GGUF."""
     from pipeline import flow
 
-    kind = dtype if dtype == "auto" else dtype.upper()
-    log = reporter(quiet=as_json)
-    _written(flow.convert(model, output, kind, log, threads, adapter=adapter, engine=engine), output, as_json)
+    kind, log = dtype if dtype == "auto" else dtype.upper(), reporter(quiet=as_json)
+    made = flow.convert(model, output, kind, log, threads, adapter=adapter, part_bytes=part_bytes, engine=engine)
+    _written(made, as_json)
 
 
 @click.command()
@@ -185,11 +211,15 @@ def convert(
 @click.option("-o", "--output", type=_FILE, required=True, help="The GGUF to write.")
 @click.option("--quant", required=True, metavar="Q", help="The quantization, such as Q4_K_M.")
 @requantize_option
+@_split_option
 @threads_option
 @engine_option
 @json_option
-def quantize(gguf: Path, output: Path, quant: str, requantize: bool, threads: int, engine: str, as_json: bool) -> None:
-    """Quantize a GGUF into the bytes that llama-quantize would write."""
+def quantize(
+    gguf: Path, output: Path, quant: str, requantize: bool, part_bytes: int | None, threads: int, engine: str,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Quantize a GGUF into the bytes that llama-quantize would write; of a split model, name any part."""
     from pipeline import flow
     from pipeline.errors import UsageError
 
@@ -197,23 +227,20 @@ def quantize(gguf: Path, output: Path, quant: str, requantize: bool, threads: in
     if len(names) != 1:
         raise UsageError("quantize writes one file", expected="one quantization", found=quant)
     log = reporter(quiet=as_json)
-    _written(flow.quantize(gguf, output, names[0], log, threads, requantize=requantize, engine=engine), output, as_json)
+    made = flow.quantize(
+        gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes, engine=engine
+    )
+    _written(made, as_json)
 
 
-def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignore[type-arg]
-    made, blob = result
+def _written(made: Written, as_json: bool) -> None:
+    files = [{"path": str(path), "size": blob.size, "digest": blob.digest} for path, blob in made.files]
     if as_json:
-        print_json(
-            {
-                "path": str(output),
-                "recipe": made.recipe,
-                "size": blob.size,
-                "digest": blob.digest,
-                "tensors": len(made.tensors),
-            }
-        )
-    else:
-        click.echo(f"{output}  {made.recipe}  {size(blob.size)}  {blob.digest}")
+        about = {"recipe": made.plan.recipe, "tensors": len(made.plan.tensors)}
+        print_json(files[0] | about if len(files) == 1 else about | {"parts": files})
+        return
+    for path, blob in made.files:
+        click.echo(f"{path}  {made.plan.recipe}  {size(blob.size)}  {blob.digest}")
 
 
 @click.command()
