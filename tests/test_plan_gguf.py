@@ -12,7 +12,7 @@ import pytest
 from pipeline import flow
 from pipeline.blueprint import from_gguf
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.gguf import read_gguf, read_parts
+from pipeline.gguf import read_parts
 from pipeline.gguf.header import TensorEntry, encode_header
 from pipeline.plan import make_plan
 from pipeline.types import KV, ValueType, array, string, u32
