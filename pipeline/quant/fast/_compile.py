@@ -7,6 +7,7 @@ folder cannot be written, the next process compiles again.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -81,15 +82,26 @@ def load(label: str, build: Build, processor: Processor, folder: Path | None = N
     with _lock:
         code = _read(path)
         if code is None:
-            machine = _machine(processor)
-            code = machine.emit_object(_module(build, processor, machine))
+            code = _compile(build, processor)
             _write(path, code)
         return _link(code, _machine(processor))
+
+
+def load_uncached(build: Build, processor: Processor) -> Function:
+    """Do the same for code that is not worth keeping."""
+    with _lock:
+        return _link(_compile(build, processor), _machine(processor))
 
 
 def is_cached(label: str, processor: Processor, folder: Path | None = None) -> bool:
     """Say whether a kernel need not be compiled."""
     return ((folder or data.cache_home() / "kernels") / f"{label}-{_key(processor)}.o").exists()
+
+
+def _compile(build: Build, processor: Processor) -> bytes:
+    machine = _machine(processor)
+    code: bytes = machine.emit_object(_module(build, processor, machine))
+    return code
 
 
 def _machine(processor: Processor) -> Any:
@@ -146,4 +158,5 @@ def _write(path: Path, code: bytes) -> None:
         temporary.write_bytes(hashlib.sha256(code).digest() + code)
         temporary.replace(path)
     except OSError:  # a folder that cannot be written costs time only
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
