@@ -5,18 +5,21 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from pipeline import data, machine, quant
+from pipeline import data, flow, machine, publish, quant
 from pipeline.blueprint import Blueprint
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
-from pipeline.job import Prepared
+from pipeline.job import Job, Prepared
 from pipeline.kv_cache import kv_cache_bytes
 from pipeline.plan import make_plan
 from pipeline.store import local_store_root
-from pipeline.types import Plan
+from pipeline.types import Blob, Log, Plan
 
+_CONTEXT = 4096  # tokens
 _SHOWN = 20  # names of dropped tensors
 
 
@@ -43,7 +46,8 @@ def describe_plan(
         "parameters": parameters,
         "file_bytes": plan.file_bytes,
         "bits_per_weight": 8 * sum(t.n_bytes for t in plan.tensors) / parameters,
-        "disk_free": _disk_free(),
+        "disk": str(local_store_root()),
+        "disk_free": _disk_free(local_store_root()),
         "memory_bytes": bytes_to_write([plan], threads, engine),
         "memory_free": machine.available_memory(),
         "seconds": round(seconds_to_write([plan], threads, engine), 3),
@@ -54,6 +58,34 @@ def describe_plan(
         "dropped": _dropped(prepared, plan),
         "notes": list(plan.notes),
     }
+
+
+def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
+    """Describe what `flow.package` would publish of *job*, file by file, and what its target has of it already.
+
+    Raises:
+        PipelineError: where `flow.package` would stop before the work.
+    """
+    flow.check_job(job)
+    with (
+        publish.open_target(job.target) as target,
+        flow.prepare(job.model, log, requantize=job.requantize, adapter=job.adapter) as prepared,
+    ):
+        quants = flow.choose_quants(job.quants, prepared)
+        plans = [make_plan(prepared.blueprint, quant) for recipe in quants]
+        blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
+        modelfile = flow.make_modelfile(prepared, job)
+        release = flow.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
+        target.check(release.namespace, release.model, quants)
+        disk = {"disk": str(target.staging_folder), "disk_free": _disk_free(target.staging_folder)}
+        return [
+            describe_plan(prepared, recipe, _CONTEXT, job.threads, job.engine)
+            | disk
+            | {"name": f"{release.namespace}/{release.model}:{recipe}", "target": publish.redacted(job.target)}
+            | {"blobs": [asdict(blob) for blob in there.blobs], "replaces": list(there.replaces)}
+            | {"blobs_there": there.n_there, "bytes_to_send": there.bytes_to_send}
+            for quant, there in zip(quants, publish.already_there(target, release), strict=True)
+        ]
 
 
 def refuse_impossible(described: Sequence[dict[str, Any]]) -> None:
@@ -74,10 +106,11 @@ def problems(described: Sequence[dict[str, Any]]) -> tuple[PipelineError, ...]:
         found.append(
             ResourceError(
                 "not enough disk space",
-                where=local_store_root(),
+                where=described[0]["disk"],
                 expected=f"{needed:,} bytes free",
                 found=f"{free:,} bytes free",
-                hint="free some space, publish fewer quantizations at once, or move the store (GGUF_PIPELINE_STORE)",
+                hint="free some space, publish fewer quantizations at once, or move the folder: GGUF_PIPELINE_STORE is "
+                "that of the target local, XDG_CACHE_HOME that of registries",
             )
         )
     memory, left = max(one["memory_bytes"] for one in described), min(one["memory_free"] for one in described)
@@ -109,6 +142,5 @@ def _trained_for(blueprint: Blueprint) -> int | None:
     return next((int(kv.value) for kv in blueprint.metadata if kv.key == wanted), None)
 
 
-def _disk_free() -> int:
-    root = local_store_root()
-    return shutil.disk_usage(data.nearest_existing(root)).free
+def _disk_free(folder: Path) -> int:
+    return shutil.disk_usage(data.nearest_existing(folder)).free

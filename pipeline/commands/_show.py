@@ -72,6 +72,15 @@ def preview(planned: list[dict[str, Any]]) -> None:
     """Print what a publication would write."""
     for one in planned:
         click.echo(f"{one['name']}  {one['recipe']}  {size(one['file_bytes'])}  would be published to {one['target']}")
+        click.echo(f"  {_there(one)}")
+
+
+def _there(one: dict[str, Any]) -> str:
+    """Say what the target has of a file already."""
+    text = f"{one['blobs_there']} of {len(one['blobs'])} blobs are there, {size(one['bytes_to_send'])} would be written"
+    if any(blob["is_there"] is None for blob in one["blobs"]):
+        text += " (less if the GGUF of this size that is there is the same)"
+    return text + (f"; {' and '.join(one['replaces'])} would be replaced" if one["replaces"] else "")
 
 
 def plan(described: dict[str, Any]) -> None:

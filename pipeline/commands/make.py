@@ -83,7 +83,7 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
     default="local",
     show_default=True,
     metavar="TARGET",
-    help="local (our registry's folder) or ollama (Ollama's store).",
+    help="local (our registry's folder), ollama (Ollama's store), or a registry: http(s)://HOST[:PORT].",
 )
 @click.option(
     "--name", metavar="[NS/]MODEL", help="Publish under this name; default: the alias or the repository's name."
@@ -125,15 +125,9 @@ def publish(
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
-        from pipeline.preview import describe_plan, refuse_impossible
+        from pipeline.preview import describe_publication, refuse_impossible
 
-        flow.check_job(job)
-        with flow.prepare(job.model, log, requantize=requantize, adapter=adapter) as prepared:
-            name = "/".join(flow.model_name(job, prepared))
-            would = [
-                describe_plan(prepared, q, 4096, threads, engine) | {"name": f"{name}:{q}", "target": target}
-                for q in flow.choose_quants(job.quants, prepared)
-            ]
+        would = describe_publication(job, log)
         print_json(would) if as_json else _show.preview(would)
         refuse_impossible(would)
         return
