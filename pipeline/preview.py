@@ -72,7 +72,7 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
         flow.prepare(job.model, log, requantize=job.requantize, adapter=job.adapter) as prepared,
     ):
         quants = flow.choose_quants(job.quants, prepared)
-        plans = [make_plan(prepared.blueprint, quant) for recipe in quants]
+        plans = [make_plan(prepared.blueprint, recipe) for recipe in quants]
         blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
         modelfile = flow.make_modelfile(prepared, job)
         release = flow.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
@@ -84,7 +84,7 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
             | {"name": f"{release.namespace}/{release.model}:{recipe}", "target": publish.redacted(job.target)}
             | {"blobs": [asdict(blob) for blob in there.blobs], "replaces": list(there.replaces)}
             | {"blobs_there": there.n_there, "bytes_to_send": there.bytes_to_send}
-            for quant, there in zip(quants, publish.already_there(target, release), strict=True)
+            for recipe, there in zip(quants, publish.already_there(target, release), strict=True)
         ]
 
 
