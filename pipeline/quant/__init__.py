@@ -14,6 +14,7 @@ from pipeline.errors import UnsupportedError
 from pipeline.quant._assign import Options, TensorFacts, assign, requires_importance, tensor_order_key
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
 from pipeline.quant._engines import AUTO, Engine, NumpyEngine, check_engine, describe_fast, get_engine
+from pipeline.quant._native import NativeType
 from pipeline.quant._recipes import ALIASES, ModelFacts, Recipe, recipes
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "BlockType",
     "Engine",
     "ModelFacts",
+    "NativeType",
     "NumpyEngine",
     "Options",
     "Recipe",
