@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pipeline.quant.fast._kernel import Arguments
 from pipeline.quant.fast._math import fp16_to_fp32, fp32_to_fp16, nearest_clipped, nearest_int
 from pipeline.quant.fast._search import Candidates, make_qkx2_quants, make_qp_quants
-from pipeline.quant.fast._tile import join_bytes, load_importance, super_blocks
+from pipeline.quant.fast._tile import join_bytes, load_importance, super_blocks, weigh
 from pipeline.quant.fast._vector import INT, Code, Rows, Value, absolute, larger, smaller, where
 
 Pack = Callable[[Value, Rows, Rows], None]
@@ -46,13 +46,17 @@ def quantize_super_blocks(code: Code, a: Arguments, plan: Candidates, n_bytes: i
     """
     t = _scratch(code, n_bytes)
 
-    def weigh(x: Rows, _j: Value) -> None:
+    def weights(x: Rows, _j: Value) -> None:
         (sum_x2,) = code.each(32, lambda i, total: (total + x[i] * x[i],), code.floats(0))
         av_x = (sum_x2 / 32).sqrt()
-        _fill(code, t.w, lambda i: av_x + absolute(x[i]))
+
+        def weight(i: Value) -> None:
+            t.w[i] = av_x + absolute(x[i])
+
+        code.each(32, weight)
 
     def compute(_first: Value) -> None:
-        _search(code, t, plan, weigh)
+        _search(code, t, plan, weights)
         quants = code.rows(8, INT), code.rows(8, INT)
         d, dmin = _six_bits(t.scales, quants[0]), _six_bits(t.mins, quants[1])
         _finish(code, t, (d, dmin), quants, plan.n_max, pack)
@@ -72,12 +76,10 @@ def quantize_weighted(
         (sum_x2,) = code.each(256, lambda i, total: (total + t.x[i] * t.x[i],), code.floats(0))
         sigma2 = sum_x2 * 2 / 256
 
-        def weigh(x: Rows, j: Value) -> None:
-            qw = importance.after(j * 32)
-            _fill(code, t.w, lambda i: qw[i] * (sigma2 + x[i] * x[i]).sqrt())
-            (t.sums[j],) = code.each(32, lambda i, total: (total + t.w[i],), code.floats(0))
+        def weights(x: Rows, j: Value) -> None:
+            t.sums[j] = weigh(code, x, importance.after(j * 32), sigma2, t.w, 32)
 
-        _search(code, t, plan, weigh)
+        _search(code, t, plan, weights)
         quants = code.rows(8, INT), code.rows(8, INT)
         d, dmin = (
             fp32_to_fp16(make_qp_quants(63, values, t.sums, L, 8))
@@ -91,19 +93,12 @@ def quantize_weighted(
     super_blocks(code, a, t.x, t.words, n_bytes, compute)
 
 
-def _fill(code: Code, rows: Rows, value: Callable[[Value], Value]) -> None:
-    def one(i: Value) -> None:
-        rows[i] = value(i)
-
-    code.each(32, one)
-
-
-def _search(code: Code, t: _Tile, plan: Candidates, weigh: Callable[[Rows, Value], None]) -> None:
-    """Find scale and minimum of each sub-block; *weigh* writes its weights."""
+def _search(code: Code, t: _Tile, plan: Candidates, weights: Callable[[Rows, Value], None]) -> None:
+    """Find scale and minimum of each sub-block; *weights* writes its weights."""
 
     def sub_block(j: Value) -> None:
         x = t.x.after(j * 32)
-        weigh(x, j)
+        weights(x, j)
         best = make_qkx2_quants(code, x, t.w, t.L, plan)
         t.scales[j], t.mins[j] = best.scale, -best.min
         t.inverse[j], t.offset[j] = best.inverse, best.offset
@@ -156,7 +151,7 @@ def _final_quants(code: Code, t: _Tile, j: Value, line: tuple[Value, Value], n_m
         found = nearest_clipped(t.inverse[j] * (x[i] - t.offset[j]), 0, n_max).ints()
         L[i] = where(d == 0, found, L[i])
 
-    code.each(32, rounded)
+    code.when((d != 0).any(), lambda: code.each(32, rounded))
     code.when((d == 0).any(), lambda: code.each(32, kept))
 
 

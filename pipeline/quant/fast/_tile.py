@@ -86,6 +86,16 @@ def load_importance(code: Code, a: Arguments, first: Value, rows: Rows) -> None:
     load_tile(code, lambda lane: a.importance.at((first + lane) % a.blocks_per_row * 1024), 256, rows)
 
 
+def weigh(code: Code, x: Rows, importance: Rows, sigma2: Value, w: Rows, n: int) -> Value:
+    """Write the weights `qw * sqrt(sigma2 + x*x)` of *n* elements to *w*, and give their sum."""
+
+    def weight(i: Value) -> None:
+        w[i] = importance[i] * (sigma2 + x[i] * x[i]).sqrt()
+
+    code.each(n, weight)
+    return code.each(n, lambda i, total: (total + w[i],), code.floats(0))[0]
+
+
 def _clear(code: Code, n_bytes: int, start: Pointer) -> None:
     """Write zeros: *n_bytes*, a multiple of the lanes."""
     zeros = code.ints(0).narrow(BYTE)
@@ -104,3 +114,21 @@ def join_bytes(parts: list[Value]) -> Value:
     for k, part in enumerate(parts[1:], 1):
         word = word | (part << (8 * k))
     return word
+
+
+def pack_crumbs(code: Code, L: Rows, words: Rows) -> None:
+    """Write the 256 quants *L*, of 2 bits, as 16 words: of each 128 elements, those 32 apart share a byte."""
+
+    def half(n: Value) -> None:
+        def word(i: Value) -> None:
+            parts = []
+            for k in range(4):
+                byte = L[n * 128 + i * 4 + k]
+                for q in range(1, 4):
+                    byte = byte | (L[n * 128 + i * 4 + (32 * q + k)] << (2 * q))
+                parts.append(byte)
+            words[n * 8 + i] = join_bytes(parts)
+
+        code.loop(8, word)
+
+    code.loop(2, half)

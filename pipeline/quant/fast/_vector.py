@@ -272,6 +272,11 @@ class Rows:
         return self._lanes * (self._element.width // 8 if isinstance(self._element, ir.IntType) else 4)
 
     @property
+    def element(self) -> Any:
+        """The type of a lane."""
+        return self._element
+
+    @property
     def start(self) -> Pointer:
         """Where the first row is."""
         return self._start

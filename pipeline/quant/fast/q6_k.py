@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._math import fp16_to_fp32, fp32_to_fp16, nearest_clipped, nearest_int
-from pipeline.quant.fast._search import GROUP_MAX_EPS, make_qx_quants
+from pipeline.quant.fast._search import GROUP_MAX_EPS, first_largest, make_qx_quants
 from pipeline.quant.fast._tile import join_bytes, load_importance, super_blocks
 from pipeline.quant.fast._vector import INT, Code, Rows, Value, absolute, smaller, where
 
@@ -55,11 +55,8 @@ def _quantize(code: Code, t: _Tile, importance: Rows | None) -> None:
         t.scales[j], t.inverse[j], t.empty[j] = found.scale, found.inverse, is_empty.widen(INT)
 
     code.loop(16, sub_block)
-    largest, value = code.floats(0), code.floats(0)
-    for j in range(16):
-        is_larger = absolute(t.scales[j]) > largest
-        largest, value = where(is_larger, absolute(t.scales[j]), largest), where(is_larger, t.scales[j], value)
-    is_zero = largest < GROUP_MAX_EPS
+    value = first_largest(code, t.scales, 16)
+    is_zero = absolute(value) < GROUP_MAX_EPS
     inverse = -128 / value
     d = fp32_to_fp16(1 / inverse)
     quants = [smaller(nearest_int(inverse * t.scales[j]), 127) for j in range(16)]
@@ -84,7 +81,7 @@ def _final_quants(code: Code, t: _Tile, j: Value) -> None:
         found = where(t.empty[j] != 0, 0, nearest_clipped(t.inverse[j] * x[i], -32, 31).ints(-32))
         L[i] = where(d == 0, found, L[i])
 
-    code.each(16, rounded)
+    code.when((d != 0).any(), lambda: code.each(16, rounded))
     code.when((d == 0).any(), lambda: code.each(16, kept))
 
 
