@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pipeline import modelfile as modelfiles
@@ -17,19 +18,19 @@ _FRONT_MATTER = re.compile(r"---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 _LICENSE = re.compile(r"^license:\s*[\"']?([A-Za-z0-9][A-Za-z0-9._-]{0,60})[\"']?\s*$", re.MULTILINE)
 
 
-def make_entries(
+def make_release(
     job: Job,
     prepared: Prepared,
     planned: Sequence[Plan],
     modelfile: Modelfile,
     paths: Sequence[Path],
     blobs: Sequence[Blob],
-) -> tuple[publish.ReleaseEntry, ...]:
-    """Put each GGUF together with what the Modelfile says; the first quantization is also tagged "latest"."""
+) -> publish.Release:
+    """Put each GGUF together with what the Modelfile says, and with the prompts that its own template makes."""
     family = modelfiles.families(job.templates).get(modelfile.family or "")
-    return tuple(
+    entries = tuple(
         publish.ReleaseEntry(
-            tags=(plan.recipe, "latest") if plan is planned[0] else (plan.recipe,),
+            tags=job.tags_of(number),
             gguf=path,
             gguf_blob=blob,
             architecture=prepared.blueprint.model.arch,
@@ -45,15 +46,20 @@ def make_entries(
             requires=modelfile.requires,
             fallback_template=family.template if family else None,
         )
-        for plan, path, blob in zip(planned, paths, blobs, strict=True)
+        for number, (plan, path, blob) in enumerate(zip(planned, paths, blobs, strict=True))
     )
+    return publish.Release(*job.name_of(prepared.source), entries, partial(_prompts, job, prepared, modelfile))
 
 
-def prompts(job: Job, prepared: Prepared, modelfile: Modelfile) -> tuple[publish.Prompt, ...]:
-    """Render conversations by the checkpoint's own template; none where Ollama is meant to be prompted another way."""
-    if job.proof == "none" or modelfile.template is not None or modelfile.renderer is not None:
+def _prompts(job: Job, prepared: Prepared, modelfile: Modelfile) -> tuple[publish.Prompt, ...]:
+    """Render conversations by the checkpoint's own template; none where nothing is to be proven."""
+    prompting = prompting_of(job, prepared, modelfile)
+    if job.proof == "none" or prompting.template is None:
         return ()
-    return tuple(publish.Prompt(*prompt) for prompt in prove.expected_prompts(prompting_of(job, prepared, modelfile)))
+    bos = prompting.template.bos
+    return tuple(
+        publish.Prompt(messages, text.removeprefix(bos), bos) for messages, text in prove.expected_prompts(prompting)
+    )
 
 
 def prompting_of(job: Job, prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
@@ -63,16 +69,16 @@ def prompting_of(job: Job, prepared: Prepared, modelfile: Modelfile) -> prove.Pr
     return prove.Prompting(
         None if own is None else prove.Template(own, tokenizer.tool_template, *texts),
         go_template=modelfile.template,
-        tokenizer=source.folder if source.gguf is None else None,
-        for_ollama=job.target == "ollama",
         renderer=modelfile.renderer,
+        tokenizer=source.folder if source.gguf is None else None,
+        for_ollama="ollama" in job.targets,
     )
 
 
 def describe(
     prepared: Prepared,
     planned: Sequence[Plan],
-    notes: Sequence[str],
+    modelfile: Modelfile,
     checks: Sequence[Check],
     meter: ErrorMeter | None,
 ) -> publish.About:
@@ -87,7 +93,7 @@ def describe(
         errors={recipe: found for recipe, found in worst.items() if found},
         is_sample=meter is not None and meter.every > 1,
         checks=tuple(checks),
-        notes=tuple(notes),
+        notes=(*prepared.blueprint.notes, *modelfile.notes),
     )
 
 

@@ -1,8 +1,7 @@
 """What was checked of a publication: each part is proven, not checked (with the command that would), or different."""
 
-from pipeline.prove._expected import ExpectedPrompt, expected_prompts
 from pipeline.prove._quick import LEVELS, files, refuse_differences
-from pipeline.prove._runs import Prompting
+from pipeline.prove._runs import Prompting, expected_prompts
 from pipeline.prove._template import Template
 from pipeline.prove.tokenizer import Comparison, Difference, compare_keys
 
@@ -10,7 +9,6 @@ __all__ = [
     "LEVELS",
     "Comparison",
     "Difference",
-    "ExpectedPrompt",
     "Prompting",
     "Template",
     "compare_keys",

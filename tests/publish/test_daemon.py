@@ -139,7 +139,7 @@ def test_a_guessed_template_is_replaced_and_the_prompt_proven(
 ) -> None:
     """Ollama takes a template of its own for the demo; ours goes in its place, and prompts are the checkpoint's."""
     silent_log.notes.clear()
-    report = flow.package(Job(str(demo), ("Q8_0",), "ollama"), silent_log)
+    report = flow.package(Job(str(demo), ("Q8_0",), ("ollama",)), silent_log)
     assert any("its template 'chatml'" in note for note in silent_log.notes)
     states = {check.name: check.state for check in report.checks}
     assert states["Q8_0 prompt in Ollama"] == "proven"
@@ -170,13 +170,13 @@ def test_a_dry_run_writes_nothing(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """A dry run asks the daemon what is there, and leaves nothing anywhere."""
-    job = Job(str(demo), ("Q4_K_M",), "ollama", name="demo")
+    job = Job(str(demo), ("Q4_K_M",), ("ollama",), name="demo")
     (would,) = describe_publication(job, silent_log)
-    assert (would["replaces"], _names(ollama)) == ([], {})
+    assert (would["targets"][0]["replaces"], _names(ollama)) == ([], {})
     assert not (tmp_path / "not the daemon's").exists()
     publish(small())
     (would,) = describe_publication(job, silent_log)
-    assert would["replaces"] == ["Q4_K_M", "latest"]
+    assert would["targets"][0]["replaces"] == ["Q4_K_M", "latest"]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="seteuid does not change what a thread may read there")

@@ -166,12 +166,12 @@ def test_an_embedding_model_is_pulled(hub: Any, publish: Callable[..., Published
 
 def test_a_dry_run_sends_nothing(hub: Any, demo: Path, silent_log: Any) -> None:
     """A dry run says what is there already, and makes no repository."""
-    (would,) = describe_publication(Job(str(demo), ("Q4_K_M",), "hf:library/tiny"), silent_log)
-    assert (would["target"], would["replaces"]) == ("hf:library/tiny", [])
+    (would,) = describe_publication(Job(str(demo), ("Q4_K_M",), ("hf:library/tiny",)), silent_log)
+    assert (would["targets"][0]["target"], would["targets"][0]["replaces"]) == ("hf:library/tiny", [])
     assert hub.hub.repos == {}
-    flow.package(Job(str(demo), ("Q4_K_M",), "hf:library/tiny", proof="none"), silent_log)
-    (would,) = describe_publication(Job(str(demo), ("Q4_K_M",), "hf:library/tiny"), silent_log)
-    assert would["replaces"] == ["Q4_K_M", "latest"]
+    flow.package(Job(str(demo), ("Q4_K_M",), ("hf:library/tiny",), proof="none"), silent_log)
+    (would,) = describe_publication(Job(str(demo), ("Q4_K_M",), ("hf:library/tiny",)), silent_log)
+    assert would["targets"][0]["replaces"] == ["Q4_K_M", "latest"]
     assert len(hub.uploads.summaries) == 1
 
 
@@ -205,7 +205,7 @@ def test_a_hub_out_of_reach_is_told(publish: Callable[..., Published], monkeypat
 
 def test_the_whole_way(hub: Any, demo: Path, tmp_path: Path, silent_log: Any) -> None:
     """The demo is published, and what the real client downloads again is what the report says."""
-    report = flow.package(Job(str(demo), ("Q8_0", "Q4_K_M"), "hf:library/tiny-GGUF", proof="none"), silent_log)
+    report = flow.package(Job(str(demo), ("Q8_0", "Q4_K_M"), ("hf:library/tiny-GGUF",), proof="none"), silent_log)
     path = HfApi(endpoint=hub.hub.url).hf_hub_download("library/tiny-GGUF", "tiny-Q8_0.gguf", local_dir=tmp_path)
     assert read_gguf(Path(path)).value("general.architecture") == "qwen2"
     assert Path(path).stat().st_size == report.files[0].size

@@ -142,12 +142,12 @@ def test_ollama_pulls_from_nginx(
 
 def test_a_dry_run_writes_nothing(folder: Path, demo: Path, silent_log: Any, publish: Publish) -> None:
     """A dry run says what is there already, and makes no folder."""
-    job = Job(str(demo), ("Q4_K_M",), f"static:{folder}", name="demo")
+    job = Job(str(demo), ("Q4_K_M",), (f"static:{folder}",), name="demo")
     (would,) = describe_publication(job, silent_log)
-    assert (would["replaces"], folder.exists()) == ([], False)
+    assert (would["targets"][0]["replaces"], folder.exists()) == ([], False)
     publish()
     (would,) = describe_publication(job, silent_log)
-    assert would["replaces"] == ["Q4_K_M", "latest"]
+    assert would["targets"][0]["replaces"] == ["Q4_K_M", "latest"]
 
 
 def test_two_models_share_a_file(folder: Path, publish: Publish) -> None:
