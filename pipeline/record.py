@@ -136,10 +136,11 @@ def _last_made(
     found = recognise(source.folder, files, last.sources, is_same_commit=is_same_commit)
     if found is None:
         return None
-    if slot.look != last.look or [one.seen for one in found] != [one.seen for one in last.sources]:
-        last = replace(last, sources=found, look=slot.look)  # the same content that looks otherwise
+    looks_otherwise = slot.look != last.look or [one.seen for one in found] != [one.seen for one in last.sources]
+    if looks_otherwise and len(last.files) == len(keys) and set(last.visible.blobs) == set(job.tags_of_all()):
+        last = replace(last, sources=found, look=slot.look)
         reports.save(last)
-    return last, [made[key] for key in keys]
+    return replace(last, files=tuple(file for file in last.files if file.key in keys)), [made[key] for key in keys]
 
 
 def _is_proven(job: Job, last: Report) -> bool:

@@ -26,6 +26,7 @@ LAYERS = (
     ("record",),
     ("flow", "estimate"),
     ("serve", "progress", "doctor", "chat", "preview", "verify"),
+    ("batch",),
     ("commands",),
     ("cli",),
 )
@@ -42,6 +43,8 @@ DOORS = {
     "sentencepiece": {"tokenizer", "prove"},
     "tokenizers": {"tokenizer", "prove"},
     "ml_dtypes": {"checkpoint", "quant"},
+    "dask": {"batch"},
+    "distributed": {"batch"},
     "xllamacpp": {"runtime"},
     "torch": set(),
     "transformers": set(),

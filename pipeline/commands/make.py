@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.commands._common import (
     F,
+    SizeType,
     adapter_option,
     json_option,
     print_json,
@@ -29,23 +29,10 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, exists=True, path_type=Path)
 
 
-class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
-    """A size as llama-gguf-split takes it: 500M and 2G are millions and thousands of millions of bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes."""
-        found = re.fullmatch(r"([1-9][0-9]{0,8})([MG])B?", str(value), re.IGNORECASE)
-        if found is None:
-            self.fail(f"{value!r} is no size: expected a whole number with a unit, such as 500M or 2G", param, ctx)
-        return int(found[1]) * {"M": 10**6, "G": 10**9}[found[2].upper()]
-
-
 _split_option = click.option(
     "--split-size",
     "part_bytes",
-    type=_Size(),
+    type=SizeType(),
     metavar="SIZE",
     help="Split into files with so much of the tensors at most (500M, 2G), as llama-gguf-split does; for llama.cpp.",
 )
