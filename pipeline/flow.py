@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
-from pipeline import crash, data, prove, publish, record, republish
+from pipeline import crash, data, decide, prove, publish, record, republish
 from pipeline import delivery as deliveries
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
@@ -54,19 +54,20 @@ def package(job: Job, log: Log) -> Report:
         with prepare(job.model, log, "stream", requantize=job.requantize, adapter=job.adapter) as prepared:
             job = replace(job, quants=choose_quants(job.quants, prepared))
             planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
-            modelfile = make_modelfile(prepared, job)
+            modelfile = decide.modelfile_of(prepared, job, log)
             for target in targets.values():
                 target.check(*model_name(job, prepared), job.tags_of_all())
             clock.lap("read")
             crash.point("headers read")
             files = source_files(prepared, planned)
             slot = record.Slot(record.place_of(job, prepared.source, targets), look)
-            again = partial(make_release, job, prepared, planned, modelfile, [Path()] * len(planned))
+            again = partial(decide.make_release, job, prepared, planned, modelfile, [Path()] * len(planned))
             last = None if job.again else record.held(job, prepared, planned, files, slot, targets, again)
             if last is not None and len(last.targets) == len(targets):
                 return replace(last, seconds=clock.so_far())
             had = last.targets if last else ()
-            missing = {text: targets[text] for text in targets if text not in {one.target for one in had}}
+            done = {one.target for one in had}
+            missing = {text: one for text, one in targets.items() if publish.redacted(text) not in done}
             return make(job, prepared, planned, modelfile, missing, had, slot, clock, log)
 
 
@@ -99,7 +100,7 @@ def make(
         checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
         clock.lap("prove")
         crash.point("files proven")
-        release = make_release(job, prepared, planned, modelfile, paths, blobs)
+        release = decide.make_release(job, prepared, planned, modelfile, paths, blobs)
         delivered, error = deliveries.deliver(targets, release, log)
         crash.point("all named")
         clock.lap("publish")
@@ -178,7 +179,13 @@ def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
     blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
     opened = replace(opened, source=source)
     return Prepared(
-        opened, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses(), checkpoint.tensors
+        opened,
+        tokenizer,
+        blueprint,
+        checkpoint.generation_config,
+        checkpoint.licenses(),
+        checkpoint.tensors,
+        checkpoint.sentence_facts().max_tokens,
     )
 
 
@@ -312,61 +319,19 @@ def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
         )
 
 
-def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
-    """Decide what the Modelfile says."""
-    tokenizer = prepared.tokenizer
-    return modelfiles.make_modelfile(
-        chat_template=tokenizer.chat_template,
-        generation_config=prepared.generation_config,
-        eos_texts=tokenizer.eos_texts,
-        licenses=prepared.licenses,
-        overrides=job.overrides,
-        with_template=job.with_template,
-        families=modelfiles.families(job.templates),
-        family_name=prepared.source.family,
-    )
-
-
 def modelfile_text(job: Job, log: Log) -> str:
     """Give the text of the Modelfile for a model; its FROM names the GGUF that `convert` or `publish` would write."""
     with prepare(job.model, log, adapter=job.adapter) as prepared:
+        modelfile = decide.modelfile_of(prepared, job, log)
         finished, quant = prepared.blueprint.finished, choose_quants(job.quants, prepared)[0]
         is_there = finished is not None and finished.recipe == quant
         from_ = str(finished.path) if finished and is_there else f"./{model_name(job, prepared)[1]}-{quant}.gguf"
-        return modelfiles.render_text(make_modelfile(prepared, job), from_, job.templates)
+        return modelfiles.render_text(modelfile, from_, job.templates)
 
 
 def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:
     """Give the namespace and the name to publish under."""
     return job.name_of(prepared.source)
-
-
-def make_release(
-    job: Job,
-    prepared: Prepared,
-    planned: Sequence[Plan],
-    modelfile: Modelfile,
-    paths: Sequence[Path],
-    blobs: Sequence[Blob],
-) -> publish.Release:
-    """Gather what a target needs to publish."""
-    entries = tuple(
-        publish.ReleaseEntry(
-            tags=job.tags_of(number),
-            gguf=path,
-            gguf_blob=blob,
-            architecture=prepared.blueprint.model.arch,
-            parameter_count=prepared.blueprint.n_parameters,
-            file_type=plan.recipe,
-            template=modelfile.template,
-            system=modelfile.system,
-            params=modelfiles.params_layer(modelfile),
-            messages=modelfile.messages,
-            licenses=modelfile.licenses,
-        )
-        for number, (plan, path, blob) in enumerate(zip(planned, paths, blobs, strict=True))
-    )
-    return publish.Release(*model_name(job, prepared), entries)
 
 
 def proof(
@@ -375,17 +340,12 @@ def proof(
     """Prove the files that are about to be published.
 
     Raises:
-        ProofError: if one is not what was meant.
+        ProofError: if one is not what was meant, unless the job says to go on.
     """
-    tokenizer = prepared.tokenizer
-    source = prepared.source
-    prompting = prove.Prompting(
-        tokenizer.chat_template,
-        tokenizer.bos or "",
-        tokenizer.eos or "",
-        has_go_template=modelfile.template is not None,
-        tokenizer=source.folder if source.gguf is None else None,
-    )
-    checks = prove.files(job.proof, items, prompting, log.stage)
-    prove.refuse_differences("/".join(model_name(job, prepared)), checks)
+    checks = prove.files(job.proof, items, decide.prompting_of(job, prepared, modelfile), log.stage)
+    if job.force:
+        for check in (check for check in checks if check.state == "different"):
+            log.note(f"published although {check.name} is different: {check.detail}")
+    else:
+        prove.refuse_differences("/".join(model_name(job, prepared)), checks)
     return checks

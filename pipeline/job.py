@@ -27,7 +27,8 @@ class Job:
 
     *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
     merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
-    says which rows are compared with the source (a name in measure.LEVELS).
+    says which rows are compared with the source (a name in measure.LEVELS).  With *force* it is published even if the
+    proof finds a difference.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Job:
     tags: tuple[str, ...] = ()
     latest: bool = True
     again: bool = False
+    force: bool = False
 
     def tags_of(self, number: int) -> tuple[str, ...]:
         """Return all tags of the file of quantization *number*, its own first."""
@@ -56,6 +58,18 @@ class Job:
     def tags_of_all(self) -> tuple[str, ...]:
         """Return the tags of all files."""
         return tuple(tag for number in range(len(self.quants)) for tag in self.tags_of(number))
+
+    def wishes(self, source: Source) -> modelfiles.Overrides:
+        """Return what the Modelfile is to say: the user's wishes over those of the alias.
+
+        Raises:
+            UsageError: if the alias's are nothing that Ollama takes.
+        """
+        row = aliases.load().get(source.alias or "")
+        if row is None or not row.modelfile:
+            return self.overrides
+        where = f"{row.origin}, [{row.name}.modelfile]"
+        return self.overrides.over(modelfiles.read_table(row.modelfile, where, row.origin.parent))
 
     def name_of(self, source: Source) -> tuple[str, str]:
         """Give the namespace and the name to publish under: the user's, else the alias or the repository's name.
@@ -69,7 +83,8 @@ class Job:
 class Prepared:
     """A model whose headers are read: everything but the weights, which may still be on their way.
 
-    *tensors* are those of the checkpoint, by name; none where the model is a GGUF.
+    *tensors* are those of the checkpoint, by name; none where the model is a GGUF.  *max_tokens* is where the makers of
+    an embedding model cut a text, in tokens.
     """
 
     opened: OpenSource
@@ -78,6 +93,7 @@ class Prepared:
     generation_config: Mapping[str, Any]
     licenses: tuple[str, ...]
     tensors: Mapping[str, SourceTensor] = field(default_factory=dict)
+    max_tokens: int | None = None
 
     @property
     def source(self) -> Source:

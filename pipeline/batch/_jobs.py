@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import quant
 from pipeline.errors import UsageError
 from pipeline.job import Job
-from pipeline.modelfile import Overrides, parse_parameter
+from pipeline.modelfile import Overrides, read_table
 
 _MAX_BYTES = 10_000_000
 _MAX_JOBS = 10_000
@@ -148,11 +148,10 @@ def _folder(at: _At, value: Any) -> Path:
     return path
 
 
-def _parameters(at: _At, value: Any) -> tuple[Any, ...]:
+def _overrides(at: _At, value: Any) -> Overrides:
     if not isinstance(value, dict):
-        raise at.error("is not a table", expected="{ temperature = 0.7 }", found=repr(value)[:80])
-    pairs = [(name, one) for name, many in value.items() for one in (many if isinstance(many, list) else [many])]
-    return tuple(parse_parameter(f"{name}={str(one).lower() if isinstance(one, bool) else one}") for name, one in pairs)
+        raise at.error("is not a table", expected='{ system = "..." }', found=repr(value)[:80])
+    return read_table(value, f"{at.path}, {at.table}", at.folder)
 
 
 # What may stand in a table: how the value is called here, and how it is read.
@@ -163,9 +162,8 @@ _KEYS: dict[str, tuple[str, Callable[[_At, Any], Any]]] = {
     "latest": ("latest", _switch), "proof": ("proof", _text), "errors": ("errors", _text),
     "threads": ("threads", _number), "requantize": ("requantize", _switch), "again": ("again", _switch),
     "with_template": ("with_template", _switch), "templates": ("templates", _folder),
-    "system": ("system", _text), "num_ctx": ("num_ctx", _number), "parameters": ("parameters", _parameters),
+    "force": ("force", _switch), "modelfile": ("overrides", _overrides),
 }  # fmt: skip
-_OVERRIDES = ("system", "num_ctx", "parameters")
 
 
 def _multiplied(at: _At, row: dict[str, Any]) -> list[Job]:
@@ -175,9 +173,8 @@ def _multiplied(at: _At, row: dict[str, Any]) -> list[Job]:
         raise at.error("names no model", expected='model = "..." here or in [defaults]')
     if "name" in row and len(models) * len(adapters) > 1:
         raise at.error("gives one name to several models", found=row["name"], hint="write one [[job]] for each")
-    overrides = Overrides(**{key: row.pop(key) for key in _OVERRIDES if key in row})
     row.setdefault("quants", ())
-    return [Job(model, adapter=adapter, overrides=overrides, **row) for model in models for adapter in adapters]
+    return [Job(model, adapter=adapter, **row) for model in models for adapter in adapters]
 
 
 def _grouped(jobs: list[Job]) -> tuple[Job, ...]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import flow
+from pipeline import publish, pull_back
 from pipeline.batch._tasks import Task
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.job import Job
@@ -179,7 +179,7 @@ def work(job: Job) -> dict[str, Any]:
     log = Silent()
     worker = f"{socket.gethostname()}:{os.getpid()}"
     try:
-        report = flow.package(job, log).as_dict()
+        report = pull_back.package(job, log).as_dict()
     except PipelineError as error:
         said = {"state": "failed", "error": str(error), "exit_code": error.exit_code}
     else:
@@ -209,9 +209,9 @@ def _report_path(outcome: Outcome) -> str | None:
 
 
 def _outcome(task: Task, state: str, seconds: float = 0.0, **what: Any) -> Outcome:
-    job = task.job
-    names = task.names or (job.model,)
-    return Outcome(task.number, job.model, names, job.targets, state, round(seconds, 3), task.disk, task.memory, **what)
+    job, names = task.job, task.names or (task.job.model,)
+    targets = tuple(map(publish.redacted, job.targets))
+    return Outcome(task.number, job.model, names, targets, state, round(seconds, 3), task.disk, task.memory, **what)
 
 
 def _too_much(task: Task, what: str, need: int, have: int) -> ResourceError:

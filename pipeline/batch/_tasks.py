@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline import delivery, flow, machine, record
+from pipeline import delivery, flow, machine, publish, record
 from pipeline import plan as plans
 from pipeline.encode import memory_bytes
 from pipeline.errors import PipelineError, UsageError
@@ -58,7 +58,7 @@ def plan_tasks(
             if owners.setdefault(key, number) != number:
                 raise UsageError(
                     "two jobs would publish under one name",
-                    where=f"{key[1]} at {key[0]}",
+                    where=f"{key[1]} at {publish.redacted(key[0])}",
                     found=f"{jobs[owners[key] - 1].model} (job {owners[key]}) and {job.model} (job {number})",
                     hint="give one of them another name, other tags, or latest = false",
                 )

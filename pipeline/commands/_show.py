@@ -77,10 +77,19 @@ def _worst(item: PublishedFile, made: Report) -> str:
 def preview(planned: list[dict[str, Any]]) -> None:
     """Print what a publication would write."""
     for one in planned:
-        to = ", ".join(one["targets"])
-        click.echo(f"{one['name']}  {one['recipe']}  {size(one['file_bytes'])}  would be published to {to}")
+        click.echo(f"{one['name']}  {one['recipe']}  {size(one['file_bytes'])}")
         if others := one["tags"][1:]:
             click.echo(f"  also tagged {', '.join(others)}")
+        for there in one["targets"]:
+            click.echo(f"  would be published to {there['target']}: {_there(there)}")
+
+
+def _there(one: dict[str, Any]) -> str:
+    """Say what a target has of a file already."""
+    text = f"{one['blobs_there']} of {len(one['blobs'])} blobs are there, {size(one['bytes_to_send'])} would be written"
+    if any(blob["is_there"] is None for blob in one["blobs"]):
+        text += " (less if the GGUF of this size that is there is the same)"
+    return text + (f"; {' and '.join(one['replaces'])} would be replaced" if one["replaces"] else "")
 
 
 def plan(described: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.commands._common import (
-    F,
     SizeType,
     adapter_option,
     json_option,
@@ -20,13 +19,13 @@ from pipeline.commands._common import (
     size,
     threads_option,
 )
+from pipeline.commands._modelfile import modelfile_options
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
     from pipeline.parts import Written
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, exists=True, path_type=Path)
 
 
 _split_option = click.option(
@@ -36,28 +35,6 @@ _split_option = click.option(
     metavar="SIZE",
     help="Split into files with so much of the tensors at most (500M, 2G), as llama-gguf-split does; for llama.cpp.",
 )
-
-
-def _modelfile_options(command: F) -> F:
-    for option in (
-        click.option("--templates", type=_FOLDER, help="A folder of your own templates; they win over ours."),
-        click.option(
-            "--with-template", is_flag=True, help="Add a Go TEMPLATE; by default Ollama uses the model's own Jinja."
-        ),
-        click.option(
-            "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="A PARAMETER of the Modelfile."
-        ),
-        click.option("--num-ctx", type=click.IntRange(1), help="Context length that Ollama shall use, in tokens."),
-        click.option("--system", help="The system prompt."),
-    ):
-        command = option(command)
-    return command
-
-
-def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, ...]) -> Overrides:
-    from pipeline.modelfile import Overrides, parse_parameter
-
-    return Overrides(tuple(parse_parameter(text) for text in parameters), num_ctx, system)
 
 
 @click.command()
@@ -70,7 +47,8 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
     default=("local",),
     show_default="local",
     metavar="TARGET",
-    help="local (our registry's folder) or ollama (Ollama's store); may be given more than once.",
+    help="local (our registry's folder), ollama (Ollama's store), a registry: http(s)://HOST[:PORT], or static:DIR; "
+    "may be given more than once.",
 )
 @click.option(
     "--name", metavar="[NS/]MODEL", help="Publish under this name; default: the alias or the repository's name."
@@ -86,10 +64,10 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 @click.option("--again", is_flag=True, help="Make and publish it even if the target has just this already.")
 @click.option(
     "--proof",
-    type=click.Choice(["none", "quick"]),
+    type=click.Choice(["none", "quick", "full"]),
     default="quick",
     show_default=True,
-    help="What to check afterwards.",
+    help="What to check; full pulls back what was published, as Ollama does, and asks it a question.",
 )
 @click.option(
     "--errors",
@@ -98,47 +76,38 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
     show_default=True,
     help="Rows to compare with the source, for the report; all takes up to twice the time.",
 )
+@click.option("--force", is_flag=True, help="Publish even if the proof finds a difference; the report keeps it.")
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
 @requantize_option
 @adapter_option
-@_modelfile_options
+@modelfile_options
 @threads_option
 @json_option
 def publish(
     model: str, quant: str | None, targets: tuple[str, ...], name: str | None, tags: tuple[str, ...], latest: bool,
-    again: bool, proof: str, errors: str, dry_run: bool, requantize: bool, adapter: Path | None, system: str | None,
-    num_ctx: int | None, parameters: tuple[str, ...], with_template: bool, templates: Path | None, threads: int,
-    as_json: bool,
+    again: bool, proof: str, errors: str, force: bool, dry_run: bool, requantize: bool, adapter: Path | None,
+    overrides: Overrides,
+    with_template: bool, templates: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
-    from pipeline import flow
+    from pipeline import pull_back
     from pipeline.commands import _show
     from pipeline.job import Job
 
     job = Job(
         model, recipes(quant), targets=targets, name=name, tags=tags, latest=latest, again=again, proof=proof,
         errors=errors, threads=threads, with_template=with_template, templates=templates, requantize=requantize,
-        adapter=adapter, overrides=_overrides(system, num_ctx, parameters),
+        adapter=adapter, overrides=overrides, force=force,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
-        from dataclasses import replace
+        from pipeline.preview import describe_publication, refuse_impossible
 
-        from pipeline.preview import describe_plan, refuse_impossible
-
-        flow.check_job(job)
-        with flow.prepare(job.model, log, requantize=requantize, adapter=adapter) as prepared:
-            name = "/".join(flow.model_name(job, prepared))
-            job = replace(job, quants=flow.choose_quants(job.quants, prepared))
-            would = [
-                describe_plan(prepared, q, 4096, threads)
-                | {"name": f"{name}:{q}", "tags": job.tags_of(n), "targets": list(targets)}
-                for n, q in enumerate(job.quants)
-            ]
+        would = describe_publication(job, log)
         print_json(would) if as_json else _show.preview(would)
         refuse_impossible(would)
         return
-    report = flow.package(job, log)
+    report = pull_back.package(job, log)
     print_json(report.as_dict()) if as_json else _show.report(report)
 
 
@@ -234,10 +203,10 @@ def _written(made: Written, as_json: bool) -> None:
 @quant_option
 @click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
 @adapter_option
-@_modelfile_options
+@modelfile_options
 def modelfile(
-    model: str, quant: str | None, output: Path | None, adapter: Path | None, system: str | None, num_ctx: int | None,
-    parameters: tuple[str, ...], with_template: bool, templates: Path | None,
+    model: str, quant: str | None, output: Path | None, adapter: Path | None, overrides: Overrides,
+    with_template: bool, templates: Path | None,
 ) -> None:  # fmt: skip
     """Print the Modelfile for MODEL, for use with `ollama create`."""
     from pipeline import flow
@@ -249,7 +218,7 @@ def modelfile(
         names,
         with_template=with_template,
         templates=templates,
-        overrides=_overrides(system, num_ctx, parameters),
+        overrides=overrides,
         adapter=adapter,
     )
     text = flow.modelfile_text(job, reporter())

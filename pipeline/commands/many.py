@@ -83,14 +83,24 @@ def _executor(scheduler: str | None) -> Iterator[Executor]:
 
 
 def _preview(tasks: tuple[Task, ...], budget: Budget, as_json: bool) -> None:
+    from pipeline.publish import redacted
+
     rows: list[dict[str, Any]] = []
     for task in tasks:
         refusal = task.error or (None if task.report else budget.refusal(task))
         state = "unchanged" if task.report else "would be published" if refusal is None else "refused"
         rows.append(
-            {"number": task.number, "model": task.job.model, "names": task.names, "targets": task.job.targets,
-             "state": state, "disk": task.disk, "memory": task.memory, "error": str(refusal) if refusal else None}
-        )  # fmt: skip
+            {
+                "number": task.number,
+                "model": task.job.model,
+                "names": task.names,
+                "targets": tuple(map(redacted, task.job.targets)),
+                "state": state,
+                "disk": task.disk,
+                "memory": task.memory,
+                "error": str(refusal) if refusal else None,
+            }
+        )
     if as_json:
         print_json(rows)
         return

@@ -101,7 +101,13 @@ def open_target(text: str) -> PublishTarget:
             return kind.open(text)
     raise UsageError(
         "no such publish target",
-        where=f"--to {text}",
+        where=f"--to {redacted(text)}",
         expected=", ".join(kind.usage for kind in known.values()),
         hint="`local` is the embedded registry's folder",
     )
+
+
+def redacted(text: str) -> str:
+    """Return a target's text without a password."""
+    scheme, separator, rest = text.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else text

@@ -38,12 +38,10 @@ def test_models_times_adapters(write: Write, tmp_path: Path) -> None:
 
 
 def test_the_modelfile(write: Write) -> None:
-    """System prompt, context and parameters; a list is a parameter that repeats."""
-    text = '[[job]]\nmodel = "demo"\nsystem = "Be brief."\nnum_ctx = 256\n'
-    [job] = read_jobs(write(text + 'parameters = { temperature = 0.5, stop = ["a", "b"] }\n'))
-    assert job.overrides == Overrides(
-        (("temperature", 0.5), ("stop", "a"), ("stop", "b")), num_ctx=256, system="Be brief."
-    )
+    """The same table as in models.toml: a parameter may be a list, and the context is one of them."""
+    text = '[[job]]\nmodel = "demo"\nmodelfile.system = "Be brief."\n'
+    [job] = read_jobs(write(text + 'modelfile.parameters = { num_ctx = 256, stop = ["a", "b"] }\n'))
+    assert job.overrides == Overrides((("num_ctx", 256), ("stop", "a"), ("stop", "b")), system="Be brief.")
 
 
 def test_one_model_is_read_once(write: Write) -> None:
@@ -52,7 +50,7 @@ def test_one_model_is_read_once(write: Write) -> None:
     jobs = read_jobs(
         write(
             row + 'quants = "Q4_0"\n' + row + 'quants = ["Q8_0", "Q4_0"]\n' + row + 'quants = ["Q4_0", "Q8_0"]\n'
-            'to = "ollama"\n' + row + 'quants = "Q6_K"\nsystem = "Be brief."\nname = "brief"\n'
+            'to = "ollama"\n' + row + 'quants = "Q6_K"\nmodelfile.system = "Be brief."\nname = "brief"\n'
         )
     )
     assert [(job.quants, job.targets) for job in jobs] == [
@@ -72,12 +70,12 @@ BAD = {
     "bad quant": ('[[job]]\nmodel = "a"\nquants = "Q4_X"\n', "is no quantization"),
     "number for text": ("[[job]]\nmodel = 5\n", "is not a text"),
     "text for switch": ('[[job]]\nmodel = "a"\nlatest = "no"\n', "is not a switch"),
-    "text for number": ('[[job]]\nmodel = "a"\nnum_ctx = true\n', "is not a number"),
+    "text for number": ('[[job]]\nmodel = "a"\nthreads = true\n', "is not a number"),
     "a job for a table": ('job = "a"\n', "there is no job"),
     "a text for a job": ('job = ["a"]\n', "is not a table"),
     "one name for two": ('[[job]]\nmodels = ["a", "b"]\nname = "c"\n', "one name to several"),
     "no adapter": ('[[job]]\nmodel = "a"\nadapter = "./none"\n', "is not a folder"),
-    "bad parameter": ('[[job]]\nmodel = "a"\nparameters = { temperatur = 1 }\n', "temperatur"),
+    "bad parameter": ('[[job]]\nmodel = "a"\nmodelfile.parameters = { temperatur = 1 }\n', "temperatur"),
 }
 
 

@@ -33,11 +33,11 @@ name = "test/a"
 [[job]]
 model = "demo"
 name = "test/b"
-num_ctx = 256
+modelfile.parameters.num_ctx = 256
 [[job]]
 model = "demo"
 name = "test/c"
-system = "Be brief."
+modelfile.system = "Be brief."
 """
 
 
