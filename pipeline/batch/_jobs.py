@@ -162,7 +162,7 @@ _KEYS: dict[str, tuple[str, Callable[[_At, Any], Any]]] = {
     "latest": ("latest", _switch), "proof": ("proof", _text), "errors": ("errors", _text),
     "threads": ("threads", _number), "requantize": ("requantize", _switch), "again": ("again", _switch),
     "with_template": ("with_template", _switch), "templates": ("templates", _folder),
-    "force": ("force", _switch), "modelfile": ("overrides", _overrides),
+    "force": ("force", _switch), "engine": ("engine", _text), "modelfile": ("overrides", _overrides),
 }  # fmt: skip
 
 
