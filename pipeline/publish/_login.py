@@ -51,8 +51,8 @@ class TokenRequest:
 
     realm: str
     query: tuple[tuple[str, str], ...]
-    form: Mapping[str, str] | None = None
-    authorization: str | None = None
+    form: Mapping[str, str] | None = field(default=None, repr=False)
+    authorization: str | None = field(default=None, repr=False)
 
 
 class Authorizer:
