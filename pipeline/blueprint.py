@@ -58,13 +58,16 @@ class Draft:
 
 @dataclass(frozen=True)
 class Finished:
-    """A GGUF that can be taken as it is: what its type is called, its header's and its whole size in bytes."""
+    """A GGUF that can be taken as it is: what its type is called, its header's and its whole size in bytes.
 
-    path: Path
+    *path* is None where it has several parts: then it is joined, and *data_start* and *file_bytes* mean nothing.
+    """
+
+    path: Path | None
     recipe: str
     metadata: tuple[KV, ...]
-    data_start: int
-    file_bytes: int
+    data_start: int = 0
+    file_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,26 @@ class Blueprint:
     def n_parameters(self) -> int:
         """Number of weights in all tensors."""
         return sum(draft.n_elements for draft in self.drafts)
+
+    @property
+    def pooling_type(self) -> int | None:
+        """How vectors are pooled (enum llama_pooling_type); None where the header does not say."""
+        value = self._value("pooling_type")
+        return value if isinstance(value, int) else None
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether each token sees all others: such a model makes vectors, never text."""
+        return self._value("attention.causal") is False
+
+    @property
+    def context_length(self) -> int | None:
+        """The context that the model was trained for, in tokens."""
+        value = self._value("context_length")
+        return value if isinstance(value, int) else None
+
+    def _value(self, key: str) -> Any:
+        return next((kv.value for kv in self.metadata if kv.key == f"{self.model.arch}.{key}"), None)
 
     @property
     def precision(self) -> str:
@@ -122,7 +145,13 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     )
     facts = _facts_of({kv.key: kv for kv in metadata}, source.folder)
     _check_adapted(checkpoint, drafts)
-    notes = (*checkpoint.notes, *archs.notes(arch, config), *tokenizer.notes, *_dropped(mapped))
+    notes = (
+        *checkpoint.notes,
+        *archs.notes(arch, config),
+        *checkpoint.sentence_facts().notes,
+        *tokenizer.notes,
+        *_dropped(mapped),
+    )
     return Blueprint(metadata, tuple(drafts), facts, notes)
 
 
@@ -138,25 +167,20 @@ def _check_adapted(checkpoint: Checkpoint, drafts: Sequence[Draft]) -> None:
         )
 
 
-def from_gguf(file: gguf.GgufFile, *, requantize: bool = False) -> Blueprint:
-    """Read a GGUF's header into a blueprint, so that it can be quantized, or quantized again if *requantize*.
+def from_gguf(parts: Sequence[gguf.GgufFile], *, requantize: bool = False) -> Blueprint:
+    """Read the header of a GGUF, in one part or several, so that it can be quantized, or quantized again.
 
-    Raises:
-        UnsupportedError: if it is split.
+    Of several parts the first tells about the model, as for llama.cpp.
     """
-    if file.split:
-        raise UnsupportedError(
-            "the GGUF is one part of several",
-            where=file.path,
-            hint="join the parts with llama.cpp's llama-gguf-split --merge, then run this again",
-        )
     drafts = [
         Draft(t.name, t.type, Stored(SourceTensor(t.name, t.type, t.shape, file.path, t.offset, t.n_bytes)))
+        for file in parts
         for t in file.tensors
     ]
     drafts.sort(key=lambda d: quant.tensor_order_key(d.name))
-    metadata = tuple(kv for key, kv in file.metadata.items() if key not in _SET_BY_RECIPE)
-    return Blueprint(metadata, tuple(drafts), _facts_of(file.metadata, file.path), requantize=requantize)
+    first = parts[0]
+    metadata = tuple(kv for key, kv in first.metadata.items() if key not in (*_SET_BY_RECIPE, *gguf.PART_KEYS))
+    return Blueprint(metadata, tuple(drafts), _facts_of(first.metadata, first.path), requantize=requantize)
 
 
 def _own_type(name: str, view: View) -> str:

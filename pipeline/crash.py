@@ -12,7 +12,7 @@ import signal
 import threading
 from collections import Counter
 
-# What the command is doing: "publish" from the Hub, "copy" (publish a GGUF as it is), "rm" or "gc".
+# What the command is doing: "publish" from the Hub, "copy" (publish a GGUF as it is), "convert", "rm" or "gc".
 POINTS = {
     "text written": "publish",  # a report, the lock file: whole, but not under its name yet
     "text named": "publish",
@@ -38,6 +38,8 @@ POINTS = {
     "chunk copied": "copy",
     "copy synced": "copy",
     "copy named": "copy",
+    "parts written": "convert",  # with --split-size
+    "part named": "convert",
     "manifest removed": "rm",
     "blob removed": "rm",
     "garbage removed": "gc",

@@ -14,16 +14,17 @@ from pathlib import Path
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
-from pipeline import crash, data, prove, publish, republish
+from pipeline import crash, data, decide, prove, publish, republish
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
 from pipeline import report as reports
 from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
 from pipeline.encode import Output, encode
 from pipeline.errors import ResourceError, UsageError
-from pipeline.gguf import copy_file, read_gguf
+from pipeline.gguf import copy_file, read_parts
 from pipeline.job import Job, Prepared
 from pipeline.measure import LEVELS, ErrorMeter
+from pipeline.parts import SplitModel, Written
 from pipeline.provenance import SourceFile, SourceHashes, files_of, weights_of
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
@@ -50,7 +51,7 @@ def package(job: Job, log: Log) -> Report:
     ):
         job = replace(job, quants=choose_quants(job.quants, prepared))
         planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
-        modelfile = make_modelfile(prepared, job)
+        modelfile = decide.modelfile_of(prepared, job, log)
         target.check(*model_name(job, prepared), job.quants)
         clock.lap("read")
         crash.point("headers read")
@@ -123,7 +124,13 @@ def _prepare_checkpoint(opened: OpenSource, adapter: Path | None) -> Prepared:
     blueprint = blueprints.from_checkpoint(checkpoint, tokenizer, source)
     opened = replace(opened, source=source)
     return Prepared(
-        opened, tokenizer, blueprint, checkpoint.generation_config, checkpoint.licenses(), checkpoint.tensors
+        opened,
+        tokenizer,
+        blueprint,
+        checkpoint.generation_config,
+        checkpoint.licenses(),
+        checkpoint.tensors,
+        checkpoint.sentence_facts().max_tokens,
     )
 
 
@@ -144,24 +151,46 @@ def choose_quants(quants: tuple[str, ...], prepared: Prepared) -> tuple[str, ...
 
 
 def convert(
-    model: str, path: Path, dtype: str, log: Log, threads: int = 0, *, adapter: Path | None = None
-) -> tuple[Plan, Blob]:
-    """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own."""
+    model: str,
+    path: Path,
+    dtype: str,
+    log: Log,
+    threads: int = 0,
+    *,
+    adapter: Path | None = None,
+    part_bytes: int | None = None,
+) -> Written:
+    """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own.
+
+    With *part_bytes*, it is split into files with so many bytes of tensors at most.
+    """
     with prepare(model, log, "stream", adapter=adapter) as prepared:
         if prepared.source.gguf:
             raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
         plan = plans.make_plan(prepared.blueprint, dtype)
-        return plan, write([plan], [path], log, threads, prepared.opened)[0]
+        cut = SplitModel.of(plan, path, part_bytes)
+        return cut.write(lambda planned, paths: write(planned, paths, log, threads, prepared.opened))
 
 
 def quantize(
-    gguf: Path, path: Path, recipe: str, log: Log, threads: int = 0, *, requantize: bool = False
-) -> tuple[Plan, Blob]:
-    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says."""
-    if path.exists() and path.samefile(gguf):
-        raise UsageError("the output would replace the input", where=path, hint="give another name with -o")
-    plan = plans.make_plan(blueprints.from_gguf(read_gguf(gguf), requantize=requantize), recipe)
-    return plan, write([plan], [path], log, threads)[0]
+    gguf: Path,
+    path: Path,
+    recipe: str,
+    log: Log,
+    threads: int = 0,
+    *,
+    requantize: bool = False,
+    part_bytes: int | None = None,
+) -> Written:
+    """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says.
+
+    One part of a split model stands for all of them.  *part_bytes* is as for `convert`.
+    """
+    parts = read_parts(gguf)
+    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe)
+    cut = SplitModel.of(plan, path, part_bytes)
+    cut.refuse_to_replace([part.path for part in parts])
+    return cut.write(lambda planned, paths: write(planned, paths, log, threads))
 
 
 def hashed(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:
@@ -231,28 +260,14 @@ def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
         )
 
 
-def make_modelfile(prepared: Prepared, job: Job) -> Modelfile:
-    """Decide what the Modelfile says."""
-    tokenizer = prepared.tokenizer
-    return modelfiles.make_modelfile(
-        chat_template=tokenizer.chat_template,
-        generation_config=prepared.generation_config,
-        eos_texts=tokenizer.eos_texts,
-        licenses=prepared.licenses,
-        overrides=job.overrides,
-        with_template=job.with_template,
-        families=modelfiles.families(job.templates),
-        family_name=prepared.source.family,
-    )
-
-
 def modelfile_text(job: Job, log: Log) -> str:
     """Give the text of the Modelfile for a model; its FROM names the GGUF that `convert` or `publish` would write."""
     with prepare(job.model, log, adapter=job.adapter) as prepared:
+        modelfile = decide.modelfile_of(prepared, job, log)
         finished, quant = prepared.blueprint.finished, choose_quants(job.quants, prepared)[0]
         is_there = finished is not None and finished.recipe == quant
         from_ = str(finished.path) if finished and is_there else f"./{model_name(job, prepared)[1]}-{quant}.gguf"
-        return modelfiles.render_text(make_modelfile(prepared, job), from_, job.templates)
+        return modelfiles.render_text(modelfile, from_, job.templates)
 
 
 def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:
@@ -273,6 +288,7 @@ def make_release(
     blobs: Sequence[Blob],
 ) -> publish.Release:
     """Gather what a target needs to publish; the first quantization is also tagged "latest"."""
+    family = modelfiles.families(job.templates).get(modelfile.family or "")
     entries = tuple(
         publish.ReleaseEntry(
             tags=(plan.recipe, "latest") if plan is planned[0] else (plan.recipe,),
@@ -286,10 +302,33 @@ def make_release(
             params=modelfiles.params_layer(modelfile),
             messages=modelfile.messages,
             licenses=modelfile.licenses,
+            renderer=modelfile.renderer,
+            parser=modelfile.parser,
+            requires=modelfile.requires,
+            fallback_template=family.template if family else None,
         )
         for plan, path, blob in zip(planned, paths, blobs, strict=True)
     )
-    return publish.Release(*model_name(job, prepared), entries)
+    prompts: tuple[publish.Prompt, ...] = ()
+    if job.proof != "none" and modelfile.template is None and modelfile.renderer is None:
+        prompting = prompting_of(prepared, modelfile)
+        prompts = tuple(
+            publish.Prompt(messages, text.removeprefix(prompting.bos), prompting.bos)
+            for messages, text in prove.expected_prompts(prompting)
+        )
+    return publish.Release(*model_name(job, prepared), entries, prompts)
+
+
+def prompting_of(prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
+    """Say how the checkpoint prompts, and whether Ollama is told another way."""
+    tokenizer, source = prepared.tokenizer, prepared.source
+    return prove.Prompting(
+        tokenizer.chat_template,
+        tokenizer.bos or "",
+        tokenizer.eos or "",
+        has_go_template=modelfile.template is not None or modelfile.renderer is not None,
+        tokenizer=source.folder if source.gguf is None else None,
+    )
 
 
 def proof(
@@ -300,16 +339,7 @@ def proof(
     Raises:
         ProofError: if one is not what was meant.
     """
-    tokenizer = prepared.tokenizer
-    source = prepared.source
-    prompting = prove.Prompting(
-        tokenizer.chat_template,
-        tokenizer.bos or "",
-        tokenizer.eos or "",
-        has_go_template=modelfile.template is not None,
-        tokenizer=source.folder if source.gguf is None else None,
-    )
-    checks = prove.files(job.proof, items, prompting, log.stage)
+    checks = prove.files(job.proof, items, prompting_of(prepared, modelfile), log.stage)
     prove.refuse_differences("/".join(model_name(job, prepared)), checks)
     return checks
 
@@ -338,7 +368,7 @@ def make_report(
         sources=sources,
         files=files,
         checks=checks,
-        notes=prepared.blueprint.notes,
+        notes=(*prepared.blueprint.notes, *modelfile.notes),
         commands=published.commands,
         family=modelfile.family,
         pre_tokenizer=prepared.tokenizer.pre,

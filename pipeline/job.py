@@ -42,7 +42,8 @@ class Job:
 class Prepared:
     """A model whose headers are read: everything but the weights, which may still be on their way.
 
-    *tensors* are those of the checkpoint, by name; none where the model is a GGUF.
+    *tensors* are those of the checkpoint, by name; none where the model is a GGUF.  *max_tokens* is where the makers of
+    an embedding model cut a text, in tokens.
     """
 
     opened: OpenSource
@@ -51,6 +52,7 @@ class Prepared:
     generation_config: Mapping[str, Any]
     licenses: tuple[str, ...]
     tensors: Mapping[str, SourceTensor] = field(default_factory=dict)
+    max_tokens: int | None = None
 
     @property
     def source(self) -> Source:

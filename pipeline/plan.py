@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline import gguf, quant
 from pipeline.blueprint import PACKED, PRECISIONS, Blueprint, Draft, Finished
-from pipeline.errors import UnsupportedError
-from pipeline.types import Plan, PlannedTensor, u32
+from pipeline.errors import UnsupportedError, UsageError
+from pipeline.types import KV, Plan, PlannedTensor, i32, u16, u32
 
 ALIGNMENT = 32
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
@@ -27,9 +28,11 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
         UnsupportedError: if the recipe is unknown, a tensor is quantized already, or the source has another alignment
             than the usual.
     """
-    if blueprint.finished and recipe == blueprint.finished.recipe:
+    if blueprint.finished and recipe == blueprint.finished.recipe and blueprint.finished.path:
         return _as_it_is(blueprint, blueprint.finished)
     _check_alignment(blueprint)
+    if blueprint.finished and recipe == blueprint.finished.recipe:
+        return _joined(blueprint, blueprint.finished)
     if recipe == AUTO:
         recipe = blueprint.precision
         types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[recipe]
@@ -46,11 +49,54 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
         u32("general.quantization_version", QUANTIZATION_VERSION),
         u32("general.file_type", file_type),
     )
-    tensors = _place(blueprint.drafts, types)
+    return _file(recipe, metadata, _place(blueprint.drafts, types), blueprint.notes)
+
+
+def split_plan(whole: Plan, max_bytes: int) -> tuple[Plan, ...]:
+    """Cut a plan into parts of at most *max_bytes* of tensors each, as llama-gguf-split does; one if all fits.
+
+    A tensor is never cut: one that is larger has a part of its own.  The first part has the metadata.  The order of the
+    three keys is that in which llama-gguf-split leaves them: it sets the count when it knows it.
+
+    Raises:
+        UsageError: if there would be more parts than the format can count.
+    """
+    groups: list[list[PlannedTensor]] = [[]]
+    size = 0
+    for tensor in whole.tensors:
+        n_bytes = _padded(tensor.n_bytes)
+        if groups[-1] and size + n_bytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += n_bytes
+    if len(groups) == 1:
+        return (whole,)
+    if len(groups) > gguf.MAX_PARTS:
+        raise UsageError(
+            "the parts are too small", expected=f"{gguf.MAX_PARTS} parts at most", found=f"{len(groups)} parts"
+        )
+    return tuple(
+        _file(
+            whole.recipe,
+            (
+                *(whole.metadata if no == 0 else ()),
+                u16("split.no", no),
+                i32("split.tensors.count", len(whole.tensors)),
+                u16("split.count", len(groups)),
+            ),
+            _moved(group),
+            whole.notes,
+        )
+        for no, group in enumerate(groups)
+    )
+
+
+def _file(recipe: str, metadata: tuple[KV, ...], tensors: tuple[PlannedTensor, ...], notes: tuple[str, ...]) -> Plan:
     entries = [gguf.TensorEntry(t.name, t.shape, gguf.tensor_type(t.type).id, t.offset) for t in tensors]
     data_start = len(gguf.encode_header(metadata, entries, ALIGNMENT))
     end = tensors[-1].offset + tensors[-1].n_bytes if tensors else 0
-    return Plan(recipe, metadata, tensors, data_start, data_start + _padded(end), blueprint.notes)
+    return Plan(recipe, metadata, tensors, data_start, data_start + _padded(end), notes)
 
 
 def _is_kept(draft: Draft, blueprint: Blueprint) -> bool:
@@ -92,6 +138,12 @@ def _as_it_is(blueprint: Blueprint, finished: Finished) -> Plan:
     )
 
 
+def _joined(blueprint: Blueprint, finished: Finished) -> Plan:
+    """Plan one file of all parts: the tensors as they are, in the order in which they stand there."""
+    drafts = sorted(blueprint.drafts, key=lambda d: (d.view.sources[0].path.name, d.view.sources[0].offset))
+    return _file(finished.recipe, finished.metadata, _place(drafts, [d.type for d in drafts]), blueprint.notes)
+
+
 def _check_requantize(draft: Draft, wanted: str, allowed: bool) -> None:
     if not allowed:
         raise UnsupportedError(
@@ -123,10 +175,19 @@ def _padded(n: int) -> int:
     return -(-n // ALIGNMENT) * ALIGNMENT
 
 
+def _moved(tensors: Sequence[PlannedTensor]) -> tuple[PlannedTensor, ...]:
+    """Place tensors one behind the other, from the start of a data section on."""
+    offset, placed = 0, []
+    for tensor in tensors:
+        placed.append(replace(tensor, offset=offset))
+        offset = _padded(offset + tensor.n_bytes)
+    return tuple(placed)
+
+
 def _place(drafts: Sequence[Draft], types: Sequence[str]) -> tuple[PlannedTensor, ...]:
-    tensors, offset = [], 0
-    for draft, type_ in zip(drafts, types, strict=True):
-        n_bytes = gguf.tensor_bytes(type_, draft.shape)
-        tensors.append(PlannedTensor(draft.name, draft.shape, type_, n_bytes, offset, draft.view))
-        offset = _padded(offset + n_bytes)
-    return tuple(tensors)
+    return _moved(
+        [
+            PlannedTensor(draft.name, draft.shape, type_, gguf.tensor_bytes(type_, draft.shape), 0, draft.view)
+            for draft, type_ in zip(drafts, types, strict=True)
+        ]
+    )

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import data, flow, machine, publish
-from pipeline.blueprint import Blueprint
+from pipeline import data, decide, flow, machine, publish
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
 from pipeline.job import Job, Prepared
@@ -32,7 +31,7 @@ def describe_plan(prepared: Prepared, recipe: str, context: int, threads: int = 
     """
     plan = make_plan(prepared.blueprint, recipe)
     parameters = prepared.blueprint.n_parameters
-    tokens = min(context, _trained_for(prepared.blueprint) or context)
+    tokens = min(context, prepared.blueprint.context_length or context)
     cache = kv_cache_bytes(prepared.blueprint.model.arch, prepared.blueprint.metadata, tokens)
     return {
         "model": prepared.source.name,
@@ -72,7 +71,7 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
         quants = flow.choose_quants(job.quants, prepared)
         plans = [make_plan(prepared.blueprint, quant) for quant in quants]
         blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
-        modelfile = flow.make_modelfile(prepared, job)
+        modelfile = decide.modelfile_of(prepared, job, log)
         release = flow.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
         target.check(release.namespace, release.model, quants)
         disk = {"disk": str(target.staging_folder), "disk_free": _disk_free(target.staging_folder)}
@@ -133,11 +132,6 @@ def _dropped(prepared: Prepared, plan: Plan) -> dict[str, Any]:
         "bytes": sum(tensor.n_bytes for tensor in left),
         "names": [tensor.name for tensor in left[:_SHOWN]],
     }
-
-
-def _trained_for(blueprint: Blueprint) -> int | None:
-    wanted = f"{blueprint.model.arch}.context_length"
-    return next((int(kv.value) for kv in blueprint.metadata if kv.key == wanted), None)
 
 
 def _disk_free(folder: Path) -> int:

@@ -9,6 +9,7 @@ import fcntl
 import glob
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,8 +74,34 @@ def write_text(path: Path, text: str) -> None:
         crash.point("text named")
 
 
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Give a new folder beside *path*, for files that appear together; what is still in it at the end is removed.
+
+    What killed writers of *path* left is removed first.
+
+    Raises:
+        OSError: if the folder of *path* is missing or refuses.
+    """
+    _sweep(path)
+    folder = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
+    folder.mkdir()
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(fd)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _sweep(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
-        with suppress(OSError), left.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink(missing_ok=True)
+        with suppress(OSError):
+            fd = os.open(left, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            finally:
+                os.close(fd)

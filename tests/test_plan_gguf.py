@@ -12,7 +12,7 @@ import pytest
 from pipeline import flow
 from pipeline.blueprint import from_gguf
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.gguf import read_gguf
+from pipeline.gguf import read_parts
 from pipeline.gguf.header import TensorEntry, encode_header
 from pipeline.plan import make_plan
 from pipeline.types import KV, ValueType, array, string, u32
@@ -54,7 +54,7 @@ def test_an_impossible_count_is_named(case: str, gguf_of: Callable[..., Path]) -
     """Empty arrays, texts and huge numbers end in an error with the file and the key."""
     path = gguf_of(BAD[case])
     with pytest.raises(FormatError) as caught:
-        from_gguf(read_gguf(path))
+        from_gguf(read_parts(path))
     assert str(path) in str(caught.value)
     assert case.strip() in str(caught.value)
 
@@ -62,7 +62,7 @@ def test_an_impossible_count_is_named(case: str, gguf_of: Callable[..., Path]) -
 def test_counts_for_each_layer_are_read(gguf_of: Callable[..., Path]) -> None:
     """Of an array of head counts the first is taken, as llama.cpp's rules do."""
     path = gguf_of((u32(BLOCKS, 2), array(HEADS, ValueType.UINT32, [8, 4]), array(f"{HEADS}_kv", ValueType.INT32, [2])))
-    model = from_gguf(read_gguf(path)).model
+    model = from_gguf(read_parts(path)).model
     assert (model.n_layer, model.n_expert, model.n_head, model.n_head_kv) == (2, 0, 8, 2)
 
 
@@ -82,5 +82,5 @@ def test_another_alignment_is_refused(
 def test_the_usual_alignment_said_aloud_is_kept(gguf_of: Callable[..., Path]) -> None:
     """An alignment of 32 in the header stays there, as llama-quantize leaves it."""
     path = gguf_of((u32(BLOCKS, 1), u32("general.alignment", 32)))
-    plan = make_plan(from_gguf(read_gguf(path)), "Q8_0")
+    plan = make_plan(from_gguf(read_parts(path)), "Q8_0")
     assert [kv.value for kv in plan.metadata if kv.key == "general.alignment"] == [32]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.commands._common import (
-    F,
     adapter_option,
     json_option,
     print_json,
@@ -19,34 +19,35 @@ from pipeline.commands._common import (
     size,
     threads_option,
 )
+from pipeline.commands._modelfile import modelfile_options
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
+    from pipeline.parts import Written
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, exists=True, path_type=Path)
 
 
-def _modelfile_options(command: F) -> F:
-    for option in (
-        click.option("--templates", type=_FOLDER, help="A folder of your own templates; they win over ours."),
-        click.option(
-            "--with-template", is_flag=True, help="Add a Go TEMPLATE; by default Ollama uses the model's own Jinja."
-        ),
-        click.option(
-            "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="A PARAMETER of the Modelfile."
-        ),
-        click.option("--num-ctx", type=click.IntRange(1), help="Context length that Ollama shall use, in tokens."),
-        click.option("--system", help="The system prompt."),
-    ):
-        command = option(command)
-    return command
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
+    """A size as llama-gguf-split takes it: 500M and 2G are millions and thousands of millions of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        found = re.fullmatch(r"([1-9][0-9]{0,8})([MG])B?", str(value), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size: expected a whole number with a unit, such as 500M or 2G", param, ctx)
+        return int(found[1]) * {"M": 10**6, "G": 10**9}[found[2].upper()]
 
 
-def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, ...]) -> Overrides:
-    from pipeline.modelfile import Overrides, parse_parameter
-
-    return Overrides(tuple(parse_parameter(text) for text in parameters), num_ctx, system)
+_split_option = click.option(
+    "--split-size",
+    "part_bytes",
+    type=_Size(),
+    metavar="SIZE",
+    help="Split into files with so much of the tensors at most (500M, 2G), as llama-gguf-split does; for llama.cpp.",
+)
 
 
 @click.command()
@@ -80,13 +81,13 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
 @requantize_option
 @adapter_option
-@_modelfile_options
+@modelfile_options
 @threads_option
 @json_option
 def publish(
     model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
-    requantize: bool, adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
-    with_template: bool, templates: Path | None, threads: int, as_json: bool,
+    requantize: bool, adapter: Path | None, overrides: Overrides, with_template: bool, templates: Path | None,
+    threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -95,7 +96,7 @@ def publish(
 
     job = Job(
         model, recipes(quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), requantize, adapter, errors,
+        overrides, requantize, adapter, errors,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
@@ -150,14 +151,17 @@ def plan(
     help="auto keeps the checkpoint's own precision.",
 )
 @adapter_option
+@_split_option
 @threads_option
 @json_option
-def convert(model: str, output: Path, dtype: str, adapter: Path | None, threads: int, as_json: bool) -> None:
+def convert(
+    model: str, output: Path, dtype: str, adapter: Path | None, part_bytes: int | None, threads: int, as_json: bool
+) -> None:
     """Write MODEL as an unquantized GGUF."""
     from pipeline import flow
 
-    kind = dtype if dtype == "auto" else dtype.upper()
-    _written(flow.convert(model, output, kind, reporter(quiet=as_json), threads, adapter=adapter), output, as_json)
+    kind, log = dtype if dtype == "auto" else dtype.upper(), reporter(quiet=as_json)
+    _written(flow.convert(model, output, kind, log, threads, adapter=adapter, part_bytes=part_bytes), as_json)
 
 
 @click.command()
@@ -165,10 +169,13 @@ def convert(model: str, output: Path, dtype: str, adapter: Path | None, threads:
 @click.option("-o", "--output", type=_FILE, required=True, help="The GGUF to write.")
 @click.option("--quant", required=True, metavar="Q", help="The quantization, such as Q4_K_M.")
 @requantize_option
+@_split_option
 @threads_option
 @json_option
-def quantize(gguf: Path, output: Path, quant: str, requantize: bool, threads: int, as_json: bool) -> None:
-    """Quantize a GGUF into the bytes that llama-quantize would write."""
+def quantize(
+    gguf: Path, output: Path, quant: str, requantize: bool, part_bytes: int | None, threads: int, as_json: bool
+) -> None:
+    """Quantize a GGUF into the bytes that llama-quantize would write; of a split model, name any part."""
     from pipeline import flow
     from pipeline.errors import UsageError
 
@@ -176,23 +183,18 @@ def quantize(gguf: Path, output: Path, quant: str, requantize: bool, threads: in
     if len(names) != 1:
         raise UsageError("quantize writes one file", expected="one quantization", found=quant)
     log = reporter(quiet=as_json)
-    _written(flow.quantize(gguf, output, names[0], log, threads, requantize=requantize), output, as_json)
+    made = flow.quantize(gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes)
+    _written(made, as_json)
 
 
-def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignore[type-arg]
-    made, blob = result
+def _written(made: Written, as_json: bool) -> None:
+    files = [{"path": str(path), "size": blob.size, "digest": blob.digest} for path, blob in made.files]
     if as_json:
-        print_json(
-            {
-                "path": str(output),
-                "recipe": made.recipe,
-                "size": blob.size,
-                "digest": blob.digest,
-                "tensors": len(made.tensors),
-            }
-        )
-    else:
-        click.echo(f"{output}  {made.recipe}  {size(blob.size)}  {blob.digest}")
+        about = {"recipe": made.plan.recipe, "tensors": len(made.plan.tensors)}
+        print_json(files[0] | about if len(files) == 1 else about | {"parts": files})
+        return
+    for path, blob in made.files:
+        click.echo(f"{path}  {made.plan.recipe}  {size(blob.size)}  {blob.digest}")
 
 
 @click.command()
@@ -200,10 +202,10 @@ def _written(result: tuple, output: Path, as_json: bool) -> None:  # type: ignor
 @quant_option
 @click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
 @adapter_option
-@_modelfile_options
+@modelfile_options
 def modelfile(
-    model: str, quant: str | None, output: Path | None, adapter: Path | None, system: str | None, num_ctx: int | None,
-    parameters: tuple[str, ...], with_template: bool, templates: Path | None,
+    model: str, quant: str | None, output: Path | None, adapter: Path | None, overrides: Overrides,
+    with_template: bool, templates: Path | None,
 ) -> None:  # fmt: skip
     """Print the Modelfile for MODEL, for use with `ollama create`."""
     from pipeline import flow
@@ -215,7 +217,7 @@ def modelfile(
         names,
         with_template=with_template,
         templates=templates,
-        overrides=_overrides(system, num_ctx, parameters),
+        overrides=overrides,
         adapter=adapter,
     )
     text = flow.modelfile_text(job, reporter())

@@ -49,4 +49,11 @@ def text_layers(entry: ReleaseEntry) -> tuple[tuple[str, bytes], ...]:
 
 def config(entry: ReleaseEntry) -> bytes:
     """Return the content of the config blob."""
-    return config_bytes(entry.architecture, entry.parameter_count, entry.file_type)
+    return config_bytes(
+        entry.architecture,
+        entry.parameter_count,
+        entry.file_type,
+        renderer=entry.renderer,
+        parser=entry.parser,
+        requires=entry.requires,
+    )

@@ -12,9 +12,11 @@ SUFFIX = ".gguf"
 # How files name their type, behind the model's name: "-Q4_K_M", ".IQ4_XS", "-UD-Q4_K_XL", "-f16".
 _TYPE = re.compile(r"[-._](?:UD[-_])?(?:I?Q\d\w*|TQ\d\w*|(?:MX|NV)FP4\w*|BF16|FP?(?:16|32))", re.IGNORECASE)
 
+_PART = re.compile(r"-[0-9]{5}-of-[0-9]{5}\Z")
+
 
 def open_gguf(path: Path) -> Source:
-    """Take the GGUF file *path* as a model called like the file, without the type at the end of its name.
+    """Take the GGUF file *path* as a model called like the file, without part and type at the end of its name.
 
     Raises:
         InputError: if there is no such file.
@@ -22,7 +24,7 @@ def open_gguf(path: Path) -> Source:
     if not path.is_file():
         raise InputError("is not there" if not path.exists() else "is no file", where=path, expected="a GGUF file")
     path = path.resolve()
-    stem = path.name[: -len(SUFFIX)]
+    stem = _PART.sub("", path.name[: -len(SUFFIX)])
     end = _TYPE.search(stem)
     while end and end.end() != len(stem):
         end = _TYPE.search(stem, end.start() + 1)

@@ -88,13 +88,24 @@ class Manifest:
         return cls(_layer(tree.get("config"), where), tuple(_layer(layer, where) for layer in layers))
 
 
-def config_bytes(architecture: str, parameter_count: int, file_type: str) -> bytes:
+def config_bytes(
+    architecture: str,
+    parameter_count: int,
+    file_type: str,
+    *,
+    renderer: str | None = None,
+    parser: str | None = None,
+    requires: str | None = None,
+) -> bytes:
     """Make the config blob that `ollama create` makes for a GGUF (ConfigV2, types/model/config.go).
 
     Args:
         architecture: general.architecture of the GGUF.
         parameter_count: number of weights.
         file_type: name of the quantization, such as "Q4_K_M".
+        renderer: name of the code in Ollama that writes the prompt.
+        parser: name of the code in Ollama that reads the answer.
+        requires: the oldest Ollama that shall run it.
     """
     config = {
         "model_format": "gguf",
@@ -103,7 +114,8 @@ def config_bytes(architecture: str, parameter_count: int, file_type: str) -> byt
         "model_type": human_number(parameter_count),
         "file_type": file_type,
     }
-    return gojson.encode(config) + b"\n"
+    named = {"renderer": renderer, "parser": parser, "requires": requires}
+    return gojson.encode(config | {key: value for key, value in named.items() if value}) + b"\n"
 
 
 def human_number(count: int) -> str:

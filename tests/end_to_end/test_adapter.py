@@ -70,9 +70,9 @@ def merged(request: pytest.FixtureRequest, adapters: Any, tmp_path_factory: pyte
 def test_same_bytes(merged: Any, tmp_path: Path) -> None:
     """Permuted heads and all: the file is that of the merged checkpoint, whatever the number of threads."""
     base, adapter, by_hand = merged
-    expected = flow.convert(str(by_hand), tmp_path / "a.gguf", "auto", QUIET)[1]
+    expected = flow.convert(str(by_hand), tmp_path / "a.gguf", "auto", QUIET).files[0][1]
     for threads in (1, 3):
-        found = flow.convert(str(base), tmp_path / "b.gguf", "auto", QUIET, threads, adapter=adapter)[1]
+        found = flow.convert(str(base), tmp_path / "b.gguf", "auto", QUIET, threads, adapter=adapter).files[0][1]
         assert found == expected
 
 

@@ -45,12 +45,12 @@ def test_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """One file, and two shards with a matrix saved transposed, convert to the bytes of the safetensors."""
-    expected = flow.convert(str(demo), tmp_path / "a.gguf", "auto", Reporter(quiet=True))[1]
+    expected = flow.convert(str(demo), tmp_path / "a.gguf", "auto", Reporter(quiet=True)).files[0][1]
     torch = oracle("torch_save").FakeTorch(monkeypatch)
 
     one = _folder(tmp_path / "one" / demo.name, demo)
     torch.save(one / "pytorch_model.bin", state)
-    assert flow.convert(str(one), tmp_path / "b.gguf", "auto", Reporter(quiet=True))[1] == expected
+    assert flow.convert(str(one), tmp_path / "b.gguf", "auto", Reporter(quiet=True)).files[0][1] == expected
 
     two = _folder(tmp_path / "two" / demo.name, demo)
     name = next(name for name in state if name.endswith("q_proj.weight"))
@@ -59,4 +59,4 @@ def test_same_bytes(
     for shard in set(weight_map.values()):
         torch.save(two / shard, {name: array for name, array in turned.items() if weight_map[name] == shard})
     (two / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    assert flow.convert(str(two), tmp_path / "c.gguf", "auto", Reporter(quiet=True))[1] == expected
+    assert flow.convert(str(two), tmp_path / "c.gguf", "auto", Reporter(quiet=True)).files[0][1] == expected
