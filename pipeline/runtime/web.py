@@ -42,11 +42,13 @@ class _WholeHead(http.client.HTTPResponse):
     def begin(self) -> None:
         """Read the head."""
         file: Any = self.fp
-        self.fp = _Lines(file)  # type: ignore[assignment]  # begin() reads lines alone
+        lines: Any = _Lines(file)
+        self.fp = lines  # begin() reads lines alone
         try:
             super().begin()
         finally:
-            self.fp = file
+            if self.fp is lines:  # else it is closed
+                self.fp = file
 
 
 class _Connection(urllib3.connection.HTTPConnection):
