@@ -12,7 +12,6 @@ from typing import Any
 
 import bcrypt
 import pytest
-import trustme
 
 from pipeline.errors import AccessError, PipelineError, UsageError
 from pipeline.publish import Published, Release, ReleaseEntry, already_there, open_target
@@ -233,18 +232,6 @@ def test_reading_only(docker_registry: Callable[..., Any], tokens: Any, publish:
     registry = docker_registry(auth=tokens.auth)
     with pytest.raises(AccessError, match=r"who you are|does not allow"):
         publish(registry.url)
-
-
-@pytest.fixture
-def secure(docker_registry: Callable[..., Any], tmp_path: Path) -> tuple[Any, Path]:
-    """A registry that speaks TLS with a certificate of a CA that nobody knows, and that CA's file."""
-    authority = trustme.CA()
-    certificate, key, ca = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
-    made = authority.issue_cert("127.0.0.1")
-    made.cert_chain_pems[0].write_to_path(certificate)
-    made.private_key_pem.write_to_path(key)
-    authority.cert_pem.write_to_path(ca)
-    return docker_registry(tls=(certificate, key)), ca
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
