@@ -1,4 +1,4 @@
-"""Blobs on their way to a docker-registry, through a proxy that cuts, changes and refuses."""
+"""Blobs on their way to a registry, through a proxy that cuts, changes and refuses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import os
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +22,9 @@ from pipeline.errors import AccessError, FormatError, PipelineError
 from pipeline.patience import Patience
 from pipeline.publish import Published, Release, ReleaseEntry
 from pipeline.publish.registry import RegistryTarget
+from pipeline.serve import BackgroundServer, Settings
+from pipeline.store import Store
 from pipeline.types import Blob
-
-pytestmark = pytest.mark.registry
 
 CHUNK = 100_000
 # More cuts can be tried by hand: REGISTRY_CUTS=500 make test ARGS="tests/publish/test_upload.py -k cut"
@@ -37,6 +38,11 @@ def proxy(oracle: Callable[[str], ModuleType]) -> Any:
     return oracle("proxy")
 
 
+def data_of(repository: str) -> bytes:
+    """Return the GGUF of a repository of these tests."""
+    return DATA + repository.encode()
+
+
 class Line:
     """A registry behind a proxy; each publication goes to a repository of its own."""
 
@@ -46,10 +52,15 @@ class Line:
         self._numbers = itertools.count()
         self.sent: list[int] = []
 
-    def publish(self, data: bytes = DATA, chunk_bytes: int = CHUNK) -> tuple[str, Published | PipelineError]:
-        """Publish as Q4_K_M and latest; return the repository, and what came of it."""
-        model = f"demo-{next(self._numbers)}"
-        made = replace(self._entry(self._folder / "model.gguf", data=data), licenses=(), messages=(), system=None)
+    def publish(self, number: int | None = None, chunk_bytes: int = CHUNK) -> tuple[str, Published | PipelineError]:
+        """Publish as Q4_K_M and latest; return the repository, and what came of it.
+
+        Each *number* is another model, no blob of which has been sent.
+        """
+        number = next(self._numbers) if number is None else number
+        model = f"demo-{number}"
+        made = self._entry(self._folder / "model.gguf", data=data_of(f"me/{model}"))
+        made = replace(made, licenses=(), messages=(), system=None, params={"seed": number}, parameter_count=number)
         target = RegistryTarget(urlsplit(f"http://{self.front.host}"), chunk_bytes)
         try:
             with target:
@@ -62,19 +73,55 @@ class Line:
         visible: dict[str, list[str]] = self.registry.visible()
         return {name: digests for name, digests in visible.items() if name.startswith(f"{repository}:")}
 
-    def is_whole(self, repository: str, data: bytes = DATA) -> bool:
+    def is_whole(self, repository: str) -> bool:
         """Whether both tags are visible with the bytes that were sent."""
-        shown = self.shown(repository)
+        shown, data = self.shown(repository), data_of(repository)
         return len(shown) == 2 and all(self.registry.blob(digests[0]) == data for digests in shown.values())
 
 
-@pytest.fixture
+class OwnRegistry:
+    """Our own registry, read as tests/oracle/docker_registry.py reads the other."""
+
+    def __init__(self, host: str, store: Store) -> None:
+        self.host, self._store = host, store
+
+    def visible(self) -> dict[str, list[str]]:
+        """Return the digests of each model's blobs, the GGUF's first, by "namespace/model:tag"."""
+        return {
+            f"{entry.name.repository}:{entry.name.tag}": [
+                layer.blob.digest for layer in self._store.read_manifest(entry.name).all_layers
+            ]
+            for entry in self._store.list()
+        }
+
+    def blob(self, digest: str) -> bytes:
+        """Return a blob's content."""
+        return self._store.blob_path(digest).read_bytes()
+
+    def has(self, digest: str) -> bool:
+        """Whether a blob is there."""
+        return self._store.has(digest)
+
+
+@pytest.fixture(params=[pytest.param("docker-registry", marks=pytest.mark.registry), "ours"])
 def line(
-    docker_registry: Callable[..., Any], proxy: Any, tmp_path: Path, entry: Callable[..., ReleaseEntry], silent_log: Any
+    request: pytest.FixtureRequest,
+    proxy: Any,
+    tmp_path: Path,
+    entry: Callable[..., ReleaseEntry],
+    silent_log: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Line]:
-    """A registry behind a proxy."""
-    registry = docker_registry()
-    with proxy.fault_proxy(registry.host) as front:
+    """A registry behind a proxy: docker-registry, and our own."""
+    with ExitStack() as stack:
+        if request.param == "ours":
+            monkeypatch.setenv("GGUF_PIPELINE_REGISTRY_TOKEN", "a token")
+            store = Store(tmp_path / "own")
+            server = stack.enter_context(BackgroundServer(store, settings=Settings(token="a token")))  # noqa: S106
+            registry: Any = OwnRegistry(server.address, store)
+        else:
+            registry = request.getfixturevalue("docker_registry")()
+        front = stack.enter_context(proxy.fault_proxy(registry.host))
         yield Line(registry, front, tmp_path, entry, silent_log)
 
 
@@ -100,11 +147,9 @@ def test_large_blobs_go_in_chunks(line: Line, steps: list[Any]) -> None:
 
 def test_blobs_that_are_there_are_not_sent(line: Line) -> None:
     """A second publication of the same sends no blob."""
-    line.publish()
-    target = RegistryTarget(urlsplit(f"http://{line.front.host}"), CHUNK)
-    with line.front.failing(lambda *_: None), target:
-        line._numbers = itertools.count()
-        line.publish()
+    line.publish(0)
+    with line.front.failing(lambda *_: None):
+        line.publish(0)
         assert not _requests(line, "PATCH")
         assert not _requests(line, "POST")
     assert line.is_whole("me/demo-0")
@@ -137,7 +182,7 @@ def test_a_registry_that_goes_on_where_it_was(line: Line, proxy: Any) -> None:
         statuses = [seen for seen in _requests(line, "GET") if "/uploads/" in seen.path]
     assert line.is_whole(repository)
     assert len(statuses) == 1
-    assert len(chunks) in (4, 5)  # docker-registry loses the session: then all chunks are sent anew
+    assert len(chunks) == (4 if isinstance(line.registry, OwnRegistry) else 5)  # docker-registry loses the session
 
 
 def test_429_is_waited_for(line: Line, proxy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,16 +222,18 @@ def test_a_file_that_changes_is_never_kept(
     line: Line, chunk_bytes: int, change: Callable[[bytes], bytes], entry: Callable[..., ReleaseEntry], tmp_path: Path
 ) -> None:
     """Bytes that are not those of the digest are noticed before the registry has all of them, whole or in chunks."""
-    made = entry(tmp_path / "model.gguf", data=DATA)
-    made.gguf.write_bytes(change(DATA))
+    data = data_of("me/demo-0")
+    made = entry(tmp_path / "model.gguf", data=data)
+    made.gguf.write_bytes(change(data))
     line._entry = lambda *_args, **_kwargs: made
     repository, error = line.publish(chunk_bytes=chunk_bytes)
     assert isinstance(error, FormatError)
     assert line.shown(repository) == {}
-    for data in (DATA, change(DATA)):
-        assert not line.registry.has(f"sha256:{hashlib.sha256(data).hexdigest()}")
+    for one in (data, change(data)):
+        assert not line.registry.has(f"sha256:{hashlib.sha256(one).hexdigest()}")
 
 
+@pytest.mark.registry
 def test_memory_is_constant(docker_registry: Callable[..., Any], tmp_path: Path, silent_log: Any) -> None:
     """Sending a file takes as much memory as its pieces, whatever its size."""
     path, size = tmp_path / "large.gguf", 150_000_000
@@ -239,7 +286,7 @@ def test_a_cut_for_good_leaves_nothing_half(
     assert result.hint
     for name, digests in shown.items():
         assert name in str(result)
-        assert line.registry.blob(digests[0]) == DATA
+        assert line.registry.blob(digests[0]) == data_of(repository)
         assert all(line.registry.has(digest) for digest in digests)
 
 
