@@ -63,7 +63,7 @@ def make(model: str, name: str, quants: tuple[str, ...], max_bytes: int | None, 
             size = make_plan(prepared.blueprint, quant).file_bytes
         if size > max_bytes:
             raise ResourceError("larger than this registry makes", expected=f"{max_bytes:,} bytes", found=f"{size:,}")
-    flow.package(Job(model, quants, name=name, tag_latest=not quants), log)
+    flow.package(Job(model, quants, name=name, latest=not quants), log)
 
 
 def main() -> int:
