@@ -5,12 +5,15 @@ Nothing is read but headers, so a refusal comes before the heavy work.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from pipeline import modelfile as modelfiles
+from pipeline import prove, publish
 from pipeline.blueprint import Blueprint
 from pipeline.errors import UnsupportedError
 from pipeline.job import Job, Prepared
-from pipeline.source import aliases
-from pipeline.types import Log, Modelfile
+from pipeline.types import Blob, Log, Modelfile, Plan
 
 _RANK = 4  # LLAMA_POOLING_TYPE_RANK: a score instead of a vector
 
@@ -35,11 +38,7 @@ def _wanted(prepared: Prepared, job: Job) -> Modelfile:
         UsageError, UnsupportedError: if Ollama would not take a wish, or nothing here can grant it.
     """
     tokenizer = prepared.tokenizer
-    row = aliases.load().get(prepared.source.alias or "")
-    overrides = job.overrides
-    if row is not None and row.modelfile:
-        where = f"{row.origin}, [{row.name}.modelfile]"
-        overrides = overrides.over(modelfiles.read_table(row.modelfile, where, row.origin.parent))
+    overrides = job.wishes(prepared.source)
     if prepared.blueprint.pooling_type is not None:
         shorter = prepared.max_tokens is not None and prepared.max_tokens < (prepared.blueprint.context_length or 0)
         return modelfiles.make_embedding_modelfile(
@@ -80,3 +79,53 @@ def require_use(blueprint: Blueprint, name: str) -> None:
             hint="Ollama would take it for a chat model and crash; add the two files (mean is usual, cls for BGE), "
             'such as {"pooling_mode_mean_tokens": true}; `convert` writes the GGUF as it is',
         )
+
+
+def make_release(
+    job: Job,
+    prepared: Prepared,
+    planned: Sequence[Plan],
+    modelfile: Modelfile,
+    paths: Sequence[Path],
+    blobs: Sequence[Blob],
+) -> publish.Release:
+    """Gather what a target needs to publish."""
+    family = modelfiles.families(job.templates).get(modelfile.family or "")
+    entries = tuple(
+        publish.ReleaseEntry(
+            tags=job.tags_of(number),
+            gguf=path,
+            gguf_blob=blob,
+            architecture=prepared.blueprint.model.arch,
+            parameter_count=prepared.blueprint.n_parameters,
+            file_type=plan.recipe,
+            template=modelfile.template,
+            system=modelfile.system,
+            params=modelfiles.params_layer(modelfile),
+            messages=modelfile.messages,
+            licenses=modelfile.licenses,
+            renderer=modelfile.renderer,
+            parser=modelfile.parser,
+            requires=modelfile.requires,
+            fallback_template=family.template if family else None,
+        )
+        for number, (plan, path, blob) in enumerate(zip(planned, paths, blobs, strict=True))
+    )
+    prompting = prompting_of(job, prepared, modelfile)
+    expected = prove.expected_prompts(prompting) if prompting.for_ollama and job.proof != "none" else ()
+    bos = prompting.template.bos if prompting.template else ""
+    prompts = tuple(publish.Prompt(messages, text.removeprefix(bos), bos) for messages, text in expected)
+    return publish.Release(*job.name_of(prepared.source), entries, prompts)
+
+
+def prompting_of(job: Job, prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
+    """Say how the checkpoint prompts, and whether Ollama is told another way."""
+    tokenizer, source = prepared.tokenizer, prepared.source
+    own, texts = tokenizer.chat_template, (tokenizer.bos or "", tokenizer.eos or "")
+    return prove.Prompting(
+        None if own is None else prove.Template(own, tokenizer.tool_template, *texts),
+        go_template=modelfile.template,
+        renderer=modelfile.renderer,
+        tokenizer=source.folder if source.gguf is None else None,
+        for_ollama="ollama" in job.targets,
+    )

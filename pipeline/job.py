@@ -60,6 +60,18 @@ class Job:
         """Return the tags of all files."""
         return tuple(tag for number in range(len(self.quants)) for tag in self.tags_of(number))
 
+    def wishes(self, source: Source) -> modelfiles.Overrides:
+        """Return what the Modelfile is to say: the user's wishes over those of the alias.
+
+        Raises:
+            UsageError: if the alias's are nothing that Ollama takes.
+        """
+        row = aliases.load().get(source.alias or "")
+        if row is None or not row.modelfile:
+            return self.overrides
+        where = f"{row.origin}, [{row.name}.modelfile]"
+        return self.overrides.over(modelfiles.read_table(row.modelfile, where, row.origin.parent))
+
     def name_of(self, source: Source) -> tuple[str, str]:
         """Give the namespace and the name to publish under: the user's, else the alias or the repository's name.
 

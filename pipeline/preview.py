@@ -75,7 +75,7 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
         plans = [make_plan(prepared.blueprint, recipe) for recipe in job.quants]
         blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
         modelfile = decide.modelfile_of(prepared, job, log)
-        release = flow.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
+        release = decide.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
         for target in targets.values():
             target.check(release.namespace, release.model, job.tags_of_all())
         staging = next(iter(targets.values())).staging_folder

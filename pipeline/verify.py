@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline import flow, quant
 from pipeline import plan as plans
+from pipeline import report as reports
 from pipeline.blueprint import Blueprint
 from pipeline.checkpoint import TensorReader
 from pipeline.encode import derive
@@ -22,7 +23,8 @@ from pipeline.errors import ProofError, UsageError
 from pipeline.gguf import GgufFile, GgufTensor, read_gguf
 from pipeline.provenance import weights_of
 from pipeline.source import OpenSource
-from pipeline.store import Name, Store
+from pipeline.store import Manifest, Name, Store
+from pipeline.store.blobs import hash_bytes
 from pipeline.types import KV, Check, Log, Plan, PlannedTensor
 
 SAMPLE = 16
@@ -74,14 +76,20 @@ class Verification:
 
 
 def verify_publication(store: Store, name: Name, verification: Verification) -> Verification:
-    """Hash a publication's blobs too; their check comes first."""
+    """Read the manifest and hash the blobs that it names too; these checks come first."""
+    data = store.manifest_bytes(name)
+    made = Manifest.from_bytes(data, store.manifest_path(name))
+    digest = hash_bytes(data).digest
+    known = reports.find(digest)
+    said = f"as {known['path']} says" if known else "no report tells of it"
     found = list(store.verify(name))
     bad = [f"{one.layer.blob.digest} is {one.found}" for one in found if not one.ok]
     total = sum(one.layer.blob.size for one in found)
-    detail = "; ".join(bad) or f"{len(found)} blobs, {total:,} bytes"
-    return replace(
-        verification, checks=(Check("blobs", "different" if bad else "proven", detail), *verification.checks)
+    checks = (
+        Check("manifest", "proven", f"{digest}, {len(made.all_layers)} blobs; {said}"),
+        Check("blobs", "different" if bad else "proven", "; ".join(bad) or f"{len(found)} blobs, {total:,} bytes"),
     )
+    return replace(verification, checks=(*checks, *verification.checks))
 
 
 def verify_file(path: Path) -> Verification:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.commands._common import (
+    SizeType,
     adapter_option,
     engine_option,
     json_option,
@@ -29,23 +29,10 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
-    """A size as llama-gguf-split takes it: 500M and 2G are millions and thousands of millions of bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes."""
-        found = re.fullmatch(r"([1-9][0-9]{0,8})([MG])B?", str(value), re.IGNORECASE)
-        if found is None:
-            self.fail(f"{value!r} is no size: expected a whole number with a unit, such as 500M or 2G", param, ctx)
-        return int(found[1]) * {"M": 10**6, "G": 10**9}[found[2].upper()]
-
-
 _split_option = click.option(
     "--split-size",
     "part_bytes",
-    type=_Size(),
+    type=SizeType(),
     metavar="SIZE",
     help="Split into files with so much of the tensors at most (500M, 2G), as llama-gguf-split does; for llama.cpp.",
 )
@@ -78,10 +65,10 @@ _split_option = click.option(
 @click.option("--again", is_flag=True, help="Make and publish it even if the target has just this already.")
 @click.option(
     "--proof",
-    type=click.Choice(["none", "quick"]),
+    type=click.Choice(["none", "quick", "full"]),
     default="quick",
     show_default=True,
-    help="What to check afterwards.",
+    help="What to check; full pulls back what was published, as Ollama does, and asks it a question.",
 )
 @click.option(
     "--errors",
@@ -104,7 +91,7 @@ def publish(
     overrides: Overrides, with_template: bool, templates: Path | None, threads: int, engine: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
-    from pipeline import flow
+    from pipeline import pull_back
     from pipeline.commands import _show
     from pipeline.job import Job
 
@@ -121,7 +108,7 @@ def publish(
         print_json(would) if as_json else _show.preview(would)
         refuse_impossible(would)
         return
-    report = flow.package(job, log)
+    report = pull_back.package(job, log)
     print_json(report.as_dict()) if as_json else _show.report(report)
 
 

@@ -31,6 +31,8 @@ def test_publish_to_our_registry(monkeypatch: pytest.MonkeyPatch, silent_log: An
         else:
             job = Job("demo", ("Q8_0",), targets=(f"http://me:{TOKEN}@{server.registry}",), proof="none")
         report = flow.package(job, silent_log)
+    assert [one.target for one in report.targets] == [f"http://{server.registry}"]
+    assert TOKEN not in report.path.read_text()
     for tag in ("Q8_0", "latest"):
         assert all(row.ok for row in store.verify(Name.parse(f"demo:{tag}")))
     assert {check.state for check in report.checks if "pull" in check.name} <= {"proven"}
