@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline import flow
 from pipeline.job import Job
+from pipeline.modelfile.families import families, match_family
 from pipeline.prove._ollama import NAME, ollama_check
 from pipeline.prove._template import Template
 from pipeline.prove.prompts import render_all
@@ -42,6 +44,17 @@ def _check(template: Template, family: str, metadata: tuple[KV, ...], texts: tup
     return ollama_check(template, header, texts, None, render_all(template), None)
 
 
+def _bare(metadata: tuple[KV, ...], bos: str) -> tuple[KV, ...]:
+    """Leave the chat template out, and name a BOS that is added; a text that is no token takes the place of one."""
+    kept = [kv for kv in metadata if "template" not in kv.key and "_bos_" not in kv.key]
+    tokens = next(kv for kv in kept if kv.key == "tokenizer.ggml.tokens")
+    texts = tuple(tokens.value) if bos in tokens.value else (*tokens.value[:-1], bos)
+    kept[kept.index(tokens)] = replace(tokens, value=texts)
+    eos = next(kv for kv in kept if kv.key == "tokenizer.ggml.eos_token_id")
+    added = replace(eos, key="tokenizer.ggml.bos_token_id", value=texts.index(bos))
+    return (*kept, added, boolean("tokenizer.ggml.add_bos_token", True))
+
+
 def test_ollama_prompts_as_the_small_checkpoints_do(daemon: Any) -> None:
     """Tools, calls, thoughts, blanks: whatever a model can be asked, Ollama sends what the template renders."""
     for name in CHECKPOINTS:
@@ -58,17 +71,53 @@ def test_ollama_prompts_as_the_small_checkpoints_do(daemon: Any) -> None:
 def test_ollama_prompts_as_real_templates_do(daemon: Any, llama: LlamaInstall, demo: Path) -> None:
     """Templates of real models, too, but for the limits that the page lists."""
     assert llama.source_dir is not None
-    made = read_tokenizer(demo, {})
-    kept = [kv for kv in made.metadata if "template" not in kv.key and "_bos_" not in kv.key]
-    eos = next(kv for kv in kept if kv.key == "tokenizer.ggml.eos_token_id")
-    tokens = next(kv.value for kv in kept if kv.key == "tokenizer.ggml.tokens")
-    bos = replace(eos, key="tokenizer.ggml.bos_token_id", value=tokens.index("<|endoftext|>"))
+    vocabulary = _bare(read_tokenizer(demo, {}).metadata, "<|endoftext|>")
     for name in TEMPLATES:
         source = (llama.source_dir / "models" / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
-        keys = (*kept, bos, boolean("tokenizer.ggml.add_bos_token", True), string("tokenizer.chat_template", source))
+        keys = (*vocabulary, string("tokenizer.chat_template", source))
         texts = ("<|endoftext|>", "<|im_end|>")
         check = _check(Template(source, None, *texts), "qwen2", keys, texts)
         assert check.state == "proven", (name, check.detail)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("chatml", "teknium/OpenHermes-2.5-Mistral-7B"),
+        ("llama3", "Llama-3"),
+        ("gemma", "google-gemma-2-2b-it"),
+        ("mistral", "mistralai-Mistral-Nemo-Instruct-2407"),
+    ],
+)
+def test_go_templates_say_what_the_models_own_do(
+    family: str,
+    name: str,
+    ollama_root: Path,
+    oracle: Callable[[str], Any],
+    llama: LlamaInstall,
+    demo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An Ollama that is told to use TEMPLATEs sends what the model's own template renders, where a TEMPLATE can."""
+    assert llama.source_dir is not None
+    real = oracle("chat_templates")
+    source = (real.from_files(llama.source_dir) | real.from_tests(llama.source_dir))[name]
+    own = families()[family]
+    assert match_family(source, families()) == own
+    bos, eos = {"gemma": ("<bos>", "<eos>"), "mistral": ("<s>", "</s>")}.get(family, ("<|endoftext|>", "<|im_end|>"))
+    keys = (*_bare(read_tokenizer(demo, {}).metadata, bos), string("tokenizer.chat_template", source))
+    template = Template(source, None, bos, eos)
+    header = {kv.key: kv for kv in (string("general.architecture", "llama"), *keys)}
+    with oracle("ollama").running_ollama(ollama_root, tmp_path / "ollama", OLLAMA_GO_TEMPLATE="1") as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.host)
+        monkeypatch.setenv("OLLAMA_MODELS", str(server.models))
+        check = ollama_check(template, header, (bos, eos), None, render_all(template), own.template)
+        assert "go_template" in server.log
+    assert check.state == "proven", check.detail
+    assert "limits" not in check.detail
+    n_compared = int(check.detail.split()[0])
+    assert n_compared >= (5 if family == "gemma" else 8)  # Gemma's refuses a system prompt
 
 
 def test_another_template_is_found(daemon: Any, demo: Path) -> None:
