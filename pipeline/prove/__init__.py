@@ -1,7 +1,7 @@
 """What was checked of a publication: each part is proven, not checked (with the command that would), or different."""
 
 from pipeline.prove._quick import LEVELS, files, refuse_differences
-from pipeline.prove._runs import Prompting
+from pipeline.prove._runs import Prompting, expected_prompts
 from pipeline.prove._template import Template
 from pipeline.prove.tokenizer import Comparison, Difference, compare_keys
 
@@ -12,6 +12,7 @@ __all__ = [
     "Prompting",
     "Template",
     "compare_keys",
+    "expected_prompts",
     "files",
     "refuse_differences",
 ]

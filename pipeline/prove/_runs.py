@@ -12,7 +12,7 @@ from pipeline.prove._ollama import ollama_check
 from pipeline.prove._reference import Reference, open_reference
 from pipeline.prove._template import Rendered, Template
 from pipeline.prove._tokens import Tokens
-from pipeline.prove.conversations import abilities
+from pipeline.prove.conversations import Message, abilities, askable
 from pipeline.prove.prompts import LlamaServer, compare_prompts, refuses_all, render_all
 from pipeline.prove.tokenizer import compare_session
 from pipeline.runtime import BUILD_HINT, ChatSession, open_runtime, runtime_at_hand
@@ -31,11 +31,13 @@ class Prompting:
 
     *template* is its own chat template.  *go_template* is a TEMPLATE that the publication brings, which Ollama may
     render instead.  *tokenizer* is the folder of the checkpoint's own tokenizer, None for a GGUF.  *for_ollama* says
-    that the model goes straight into this machine's Ollama, which can be asked.
+    that the model goes straight into this machine's Ollama, which can be asked.  *renderer* is a part of Ollama that
+    the publication names, which makes prompts instead of any template.
     """
 
     template: Template | None
     go_template: str | None = None
+    renderer: str | None = None
     tokenizer: Path | None = None
     for_ollama: bool = False
 
@@ -62,6 +64,19 @@ def runs(items: Sequence[Item], prompting: Prompting) -> list[Check]:
         ]
     # Template and vocabulary are the same in every file.
     return [check for number, item in enumerate(items) for check in _run(item, None if number else prompting, rendered)]
+
+
+def expected_prompts(prompting: Prompting) -> tuple[tuple[tuple[Message, ...], str], ...]:
+    """Return conversations that need no ability, and what the checkpoint's own template makes of each.
+
+    None where Ollama is told to prompt in another way, or the template renders nothing.
+    """
+    template = prompting.template
+    if template is None or prompting.go_template or prompting.renderer:
+        return ()
+    rendered = _rendered(template)
+    pairs = [] if isinstance(rendered, Check) else list(zip(askable(abilities(template.source)), rendered, strict=True))
+    return tuple((one.messages, text) for one, text in pairs if one.is_plain and isinstance(text, str))
 
 
 def _rendered(template: Template | None) -> list[Rendered] | Check:
@@ -125,6 +140,11 @@ def _cuts_and_prompts(
         return [check, *([rendered] if isinstance(rendered, Check) else [])]
     engine = LlamaServer(session, abilities(prompting.template.source))
     tokens = None if reference is None else Tokens(session, metadata, reference)
+    if prompting.renderer is not None:
+        return [
+            check,
+            Check("prompt", "not checked", f"Ollama's own renderer {prompting.renderer!r} makes the prompts"),
+        ]
     if prompting.go_template is None:
         prompts = compare_prompts(prompting.template, engine, tokens, rendered).check()
     else:
