@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import data, decide, flow, machine, publish
+from pipeline import data, decide, flow, machine, publish, quant
 from pipeline import delivery as deliveries
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
@@ -23,12 +23,14 @@ _CONTEXT = 4096  # tokens
 _SHOWN = 20  # names of dropped tensors
 
 
-def describe_plan(prepared: Prepared, recipe: str, context: int, threads: int = 0) -> dict[str, Any]:
+def describe_plan(
+    prepared: Prepared, recipe: str, context: int, threads: int = 0, engine: str = quant.AUTO
+) -> dict[str, Any]:
     """Describe the file that *recipe* would give: sizes in bytes, shapes row-major, times in seconds.
 
     *context*, in tokens, is what the KV cache is estimated for; it never exceeds what the model was trained for.
-    Memory and time are estimates for this machine with *threads* workers; "kv_cache_bytes" is None where the header
-    does not tell.
+    Memory and time are estimates for this machine with *threads* workers of *engine*; "kv_cache_bytes" is None where
+    the header does not tell.
     """
     plan = make_plan(prepared.blueprint, recipe)
     parameters = prepared.blueprint.n_parameters
@@ -46,9 +48,9 @@ def describe_plan(prepared: Prepared, recipe: str, context: int, threads: int = 
         "bits_per_weight": 8 * sum(t.n_bytes for t in plan.tensors) / parameters,
         "disk": str(local_store_root()),
         "disk_free": _disk_free(local_store_root()),
-        "memory_bytes": bytes_to_write([plan], threads),
+        "memory_bytes": bytes_to_write([plan], threads, engine),
         "memory_free": machine.available_memory(),
-        "seconds": round(seconds_to_write([plan], threads), 3),
+        "seconds": round(seconds_to_write([plan], threads, engine), 3),
         "kv_cache_context": tokens,
         "kv_cache_bytes": cache,
         "run_bytes": None if cache is None else plan.file_bytes + cache,
@@ -70,7 +72,7 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
         flow.prepare(job.model, log, requantize=job.requantize, adapter=job.adapter) as prepared,
     ):
         job = replace(job, quants=flow.choose_quants(job.quants, prepared))
-        plans = [make_plan(prepared.blueprint, quant) for quant in job.quants]
+        plans = [make_plan(prepared.blueprint, recipe) for recipe in job.quants]
         blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
         modelfile = decide.modelfile_of(prepared, job, log)
         release = flow.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
@@ -79,11 +81,11 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
         staging = next(iter(targets.values())).staging_folder
         there = {text: publish.already_there(target, release) for text, target in targets.items()}
         return [
-            describe_plan(prepared, quant, _CONTEXT, job.threads)
+            describe_plan(prepared, recipe, _CONTEXT, job.threads, job.engine)
             | {"disk": str(staging), "disk_free": _disk_free(staging)}
-            | {"name": f"{release.namespace}/{release.model}:{quant}", "tags": job.tags_of(number)}
+            | {"name": f"{release.namespace}/{release.model}:{recipe}", "tags": job.tags_of(number)}
             | {"targets": [_at_target(text, found[number]) for text, found in there.items()]}
-            for number, quant in enumerate(job.quants)
+            for number, recipe in enumerate(job.quants)
         ]
 
 

@@ -39,6 +39,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 threads_option = click.option(
     "--threads", type=click.IntRange(0), default=0, metavar="N", help="Worker threads; 0 means one for each core."
 )
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "numpy", "fast"]),
+    default="auto",
+    show_default=True,
+    help="Who quantizes; fast is compiled and needs the extra `fast`.  The bytes are the same.",
+)
 quant_option = click.option(
     "--quant",
     metavar="Q[,Q]",

@@ -10,6 +10,7 @@ import click
 
 from pipeline.commands._common import (
     adapter_option,
+    engine_option,
     json_option,
     print_json,
     quant_option,
@@ -95,12 +96,12 @@ _split_option = click.option(
 @adapter_option
 @modelfile_options
 @threads_option
+@engine_option
 @json_option
 def publish(
     model: str, quant: str | None, targets: tuple[str, ...], name: str | None, tags: tuple[str, ...], latest: bool,
     again: bool, proof: str, errors: str, force: bool, dry_run: bool, requantize: bool, adapter: Path | None,
-    overrides: Overrides,
-    with_template: bool, templates: Path | None, threads: int, as_json: bool,
+    overrides: Overrides, with_template: bool, templates: Path | None, threads: int, engine: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -110,7 +111,7 @@ def publish(
     job = Job(
         model, recipes(quant), targets=targets, name=name, tags=tags, latest=latest, again=again, proof=proof,
         errors=errors, threads=threads, with_template=with_template, templates=templates, requantize=requantize,
-        adapter=adapter, overrides=overrides, force=force,
+        adapter=adapter, overrides=overrides, force=force, engine=engine,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
@@ -133,9 +134,17 @@ def publish(
 @requantize_option
 @adapter_option
 @threads_option
+@engine_option
 @json_option
 def plan(
-    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, threads: int, as_json: bool
+    model: str,
+    quant: str | None,
+    ctx: int,
+    requantize: bool,
+    adapter: Path | None,
+    threads: int,
+    engine: str,
+    as_json: bool,
 ) -> None:
     """Show what would be written: every tensor's type, the exact size, the disk, memory and time needed."""
     from pipeline import flow
@@ -144,7 +153,7 @@ def plan(
 
     quants = recipes(quant)
     with flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter) as prepared:
-        shown = [describe_plan(prepared, name, ctx, threads) for name in flow.choose_quants(quants, prepared)]
+        shown = [describe_plan(prepared, name, ctx, threads, engine) for name in flow.choose_quants(quants, prepared)]
     if as_json:
         refusals = [str(problem) for problem in problems(shown)]
         print_json([one | {"refusals": refusals} for one in shown])
@@ -167,15 +176,18 @@ def plan(
 @adapter_option
 @_split_option
 @threads_option
+@engine_option
 @json_option
 def convert(
-    model: str, output: Path, dtype: str, adapter: Path | None, part_bytes: int | None, threads: int, as_json: bool
-) -> None:
+    model: str, output: Path, dtype: str, adapter: Path | None, part_bytes: int | None, threads: int, engine: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Write MODEL as an unquantized GGUF."""
     from pipeline import flow
 
     kind, log = dtype if dtype == "auto" else dtype.upper(), reporter(quiet=as_json)
-    _written(flow.convert(model, output, kind, log, threads, adapter=adapter, part_bytes=part_bytes), as_json)
+    made = flow.convert(model, output, kind, log, threads, adapter=adapter, part_bytes=part_bytes, engine=engine)
+    _written(made, as_json)
 
 
 @click.command()
@@ -185,10 +197,12 @@ def convert(
 @requantize_option
 @_split_option
 @threads_option
+@engine_option
 @json_option
 def quantize(
-    gguf: Path, output: Path, quant: str, requantize: bool, part_bytes: int | None, threads: int, as_json: bool
-) -> None:
+    gguf: Path, output: Path, quant: str, requantize: bool, part_bytes: int | None, threads: int, engine: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Quantize a GGUF into the bytes that llama-quantize would write; of a split model, name any part."""
     from pipeline import flow
     from pipeline.errors import UsageError
@@ -197,7 +211,9 @@ def quantize(
     if len(names) != 1:
         raise UsageError("quantize writes one file", expected="one quantization", found=quant)
     log = reporter(quiet=as_json)
-    made = flow.quantize(gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes)
+    made = flow.quantize(
+        gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes, engine=engine
+    )
     _written(made, as_json)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import flow, prove
+from pipeline import flow, prove, writing
 from pipeline.errors import PipelineError, ProofError
 from pipeline.job import Job
 from pipeline.store import Store, hash_file
@@ -25,7 +25,7 @@ def item(tmp_path: Path, silent_log: Any) -> Item:
     path = tmp_path / "demo.gguf"
     with flow.prepare("demo", silent_log) as prepared:
         plan = flow.plans.make_plan(prepared.blueprint, "Q4_0")
-        return "Q4_0", path, flow.write([plan], [path], silent_log)[0]
+        return "Q4_0", path, writing.write([plan], [path], silent_log)[0]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_an_embedding_model_makes_a_vector(
     path = tmp_path / "encoder.gguf"
     with flow.prepare(str(repository / "tests" / "fixtures" / "arch" / name), silent_log) as prepared:
         plan = flow.plans.make_plan(prepared.blueprint, "Q8_0")
-        blob = flow.write([plan], [path], silent_log)[0]
+        blob = writing.write([plan], [path], silent_log)[0]
     checks = _files(("Q8_0", path, blob), prove.Prompting(None))
     assert {name: check.state for name, check in checks.items()} == dict.fromkeys(
         ("Q8_0 blob", "Q8_0 file", "Q8_0 load"), "proven"
