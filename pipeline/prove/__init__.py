@@ -3,6 +3,7 @@
 from pipeline.prove._quick import LEVELS, files, refuse_differences
 from pipeline.prove._runs import Prompting, expected_prompts
 from pipeline.prove._template import Template
+from pipeline.prove.conversations import Setting
 from pipeline.prove.tokenizer import Comparison, Difference, compare_keys
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "Prompting",
+    "Setting",
     "Template",
     "compare_keys",
     "expected_prompts",

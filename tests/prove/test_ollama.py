@@ -14,7 +14,7 @@ from pipeline.job import Job
 from pipeline.modelfile.families import families, match_family
 from pipeline.prove._ollama import NAME, ollama_check
 from pipeline.prove._template import Template
-from pipeline.prove.prompts import render_all
+from pipeline.prove.conversations import BARE, Setting
 from pipeline.runtime import LlamaInstall
 from pipeline.store import Store
 from pipeline.tokenizer import read_tokenizer
@@ -39,9 +39,11 @@ def daemon(ollama: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return ollama
 
 
-def _check(template: Template, family: str, metadata: tuple[KV, ...], texts: tuple[str, str]) -> Check:
+def _check(
+    template: Template, family: str, metadata: tuple[KV, ...], texts: tuple[str, str], setting: Setting = BARE
+) -> Check:
     header = {kv.key: kv for kv in (string("general.architecture", family), *metadata)}
-    return ollama_check(template, header, texts, None, render_all(template), None)
+    return ollama_check(template, header, texts, None, None, setting)
 
 
 def _bare(metadata: tuple[KV, ...], bos: str) -> tuple[KV, ...]:
@@ -112,12 +114,22 @@ def test_go_templates_say_what_the_models_own_do(
     with oracle("ollama").running_ollama(ollama_root, tmp_path / "ollama", OLLAMA_GO_TEMPLATE="1") as server:
         monkeypatch.setenv("OLLAMA_HOST", server.host)
         monkeypatch.setenv("OLLAMA_MODELS", str(server.models))
-        check = ollama_check(template, header, (bos, eos), None, render_all(template), own.template)
+        check = ollama_check(template, header, (bos, eos), None, own.template, BARE)
         assert "go_template" in server.log
     assert check.state == "proven", check.detail
     assert "limits" not in check.detail
     n_compared = int(check.detail.split()[0])
     assert n_compared >= (5 if family == "gemma" else 8)  # Gemma's refuses a system prompt
+
+
+def test_a_system_prompt_and_messages_stand_before_a_conversation(daemon: Any, demo: Path) -> None:
+    """What the publication says first is where our rendering has it; a conversation's own system prompt wins."""
+    made = read_tokenizer(demo, {})
+    assert made.chat_template is not None
+    template = Template(made.chat_template, None, made.bos or "", made.eos or "")
+    setting = Setting("Be kind.", (("user", "Ping?"), ("assistant", "Pong & <b>.")))
+    check = _check(template, "qwen2", made.metadata, (",", "<|im_end|>"), setting)
+    assert (check.state, "limits" in check.detail) == ("proven", False), check.detail
 
 
 def test_another_template_is_found(daemon: Any, demo: Path) -> None:
@@ -130,7 +142,7 @@ def test_another_template_is_found(daemon: Any, demo: Path) -> None:
 
 def test_publish_asks_ollama(daemon: Any, silent_log: Any) -> None:
     """A publication into Ollama's store is proven by Ollama itself, and only the model is there afterwards."""
-    report = flow.package(Job("demo", ("Q4_0",), "ollama"), silent_log)
+    report = flow.package(Job("demo", ("Q4_0",), ("ollama",)), silent_log)
     (check,) = (check for check in report.checks if check.name == NAME)
     assert check.state == "proven"
     assert "texts and tokens" in check.detail
