@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from pipeline.prove._ollama import NAME, ollama_check
 from pipeline.prove._template import Template
 from pipeline.prove.conversations import BARE, Setting
 from pipeline.runtime import LlamaInstall
-from pipeline.store import Store
+from pipeline.store import Manifest, Name, Store
+from pipeline.store.manifest import CONFIG, MODEL
 from pipeline.tokenizer import read_tokenizer
-from pipeline.types import KV, Check, boolean, string
+from pipeline.types import KV, Check, Layer, string
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "arch"
 CHECKPOINTS = ("qwen2", "qwen3", "llama3", "llama2", "gemma", "gpt_oss", "deepseek_v3", "granite", "smollm3", "glm4")
@@ -46,17 +47,6 @@ def _check(
     return ollama_check(template, header, texts, None, None, setting)
 
 
-def _bare(metadata: tuple[KV, ...], bos: str) -> tuple[KV, ...]:
-    """Leave the chat template out, and name a BOS that is added; a text that is no token takes the place of one."""
-    kept = [kv for kv in metadata if "template" not in kv.key and "_bos_" not in kv.key]
-    tokens = next(kv for kv in kept if kv.key == "tokenizer.ggml.tokens")
-    texts = tuple(tokens.value) if bos in tokens.value else (*tokens.value[:-1], bos)
-    kept[kept.index(tokens)] = replace(tokens, value=texts)
-    eos = next(kv for kv in kept if kv.key == "tokenizer.ggml.eos_token_id")
-    added = replace(eos, key="tokenizer.ggml.bos_token_id", value=texts.index(bos))
-    return (*kept, added, boolean("tokenizer.ggml.add_bos_token", True))
-
-
 def test_ollama_prompts_as_the_small_checkpoints_do(daemon: Any) -> None:
     """Tools, calls, thoughts, blanks: whatever a model can be asked, Ollama sends what the template renders."""
     for name in CHECKPOINTS:
@@ -70,10 +60,9 @@ def test_ollama_prompts_as_the_small_checkpoints_do(daemon: Any) -> None:
     assert not [path for path in (daemon.models / "blobs").iterdir() if path.name.startswith("sha256")]
 
 
-def test_ollama_prompts_as_real_templates_do(daemon: Any, llama: LlamaInstall, demo: Path) -> None:
+def test_ollama_prompts_as_real_templates_do(daemon: Any, llama: LlamaInstall, vocabulary: tuple[KV, ...]) -> None:
     """Templates of real models, too, but for the limits that the page lists."""
     assert llama.source_dir is not None
-    vocabulary = _bare(read_tokenizer(demo, {}).metadata, "<|endoftext|>")
     for name in TEMPLATES:
         source = (llama.source_dir / "models" / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
         keys = (*vocabulary, string("tokenizer.chat_template", source))
@@ -97,7 +86,7 @@ def test_go_templates_say_what_the_models_own_do(
     ollama_root: Path,
     oracle: Callable[[str], Any],
     llama: LlamaInstall,
-    demo: Path,
+    vocabulary_with: Callable[[str], tuple[KV, ...]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -108,7 +97,7 @@ def test_go_templates_say_what_the_models_own_do(
     own = families()[family]
     assert match_family(source, families()) == own
     bos, eos = {"gemma": ("<bos>", "<eos>"), "mistral": ("<s>", "</s>")}.get(family, ("<|endoftext|>", "<|im_end|>"))
-    keys = (*_bare(read_tokenizer(demo, {}).metadata, bos), string("tokenizer.chat_template", source))
+    keys = (*vocabulary_with(bos), string("tokenizer.chat_template", source))
     template = Template(source, None, bos, eos)
     header = {kv.key: kv for kv in (string("general.architecture", "llama"), *keys)}
     with oracle("ollama").running_ollama(ollama_root, tmp_path / "ollama", OLLAMA_GO_TEMPLATE="1") as server:
@@ -162,3 +151,16 @@ def test_an_ollama_with_another_store_is_said(daemon: Any, demo: Path, tmp_path:
     check = _check(Template("x"), "qwen2", read_tokenizer(demo, {}).metadata, ("", ""))
     assert check.state == "not checked"
     assert "another store" in check.detail
+
+
+def test_what_a_killed_publication_left_is_removed(daemon: Any, demo: Path) -> None:
+    """A stand-in of an hour ago goes; one that another process may be asking stays; others' models are not touched."""
+    store = Store(daemon.models)
+    blob = store.add_bytes(b"{}")
+    names = [Name.parse(f"registry.ollama.ai/gguf-pipeline/{rest}") for rest in ("proof:old", "proof:new", "mine:old")]
+    for name in names:
+        store.write_manifest(name, Manifest(Layer(CONFIG, blob), (Layer(MODEL, blob),)))
+        if name.tag == "old":
+            os.utime(store.manifest_path(name), (1, 1))
+    assert _check(Template("x"), "qwen2", read_tokenizer(demo, {}).metadata, ("", "")).state == "different"
+    assert {str(entry.name) for entry in store.list()} == {str(name) for name in names[1:]}
