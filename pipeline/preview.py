@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import data, flow, machine, publish, quant
-from pipeline.blueprint import Blueprint
+from pipeline import data, decide, flow, machine, publish, quant
+from pipeline import delivery as deliveries
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
 from pipeline.job import Job, Prepared
@@ -34,7 +34,7 @@ def describe_plan(
     """
     plan = make_plan(prepared.blueprint, recipe)
     parameters = prepared.blueprint.n_parameters
-    tokens = min(context, _trained_for(prepared.blueprint) or context)
+    tokens = min(context, prepared.blueprint.context_length or context)
     cache = kv_cache_bytes(prepared.blueprint.model.arch, prepared.blueprint.metadata, tokens)
     return {
         "model": prepared.source.name,
@@ -68,24 +68,35 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
     """
     flow.check_job(job)
     with (
-        publish.open_target(job.target) as target,
+        deliveries.opened(job.targets) as targets,
         flow.prepare(job.model, log, requantize=job.requantize, adapter=job.adapter) as prepared,
     ):
-        quants = flow.choose_quants(job.quants, prepared)
-        plans = [make_plan(prepared.blueprint, recipe) for recipe in quants]
+        job = replace(job, quants=flow.choose_quants(job.quants, prepared))
+        plans = [make_plan(prepared.blueprint, recipe) for recipe in job.quants]
         blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
-        modelfile = flow.make_modelfile(prepared, job)
+        modelfile = decide.modelfile_of(prepared, job, log)
         release = flow.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
-        target.check(release.namespace, release.model, quants)
-        disk = {"disk": str(target.staging_folder), "disk_free": _disk_free(target.staging_folder)}
+        for target in targets.values():
+            target.check(release.namespace, release.model, job.tags_of_all())
+        staging = next(iter(targets.values())).staging_folder
+        there = {text: publish.already_there(target, release) for text, target in targets.items()}
         return [
             describe_plan(prepared, recipe, _CONTEXT, job.threads, job.engine)
-            | disk
-            | {"name": f"{release.namespace}/{release.model}:{recipe}", "target": publish.redacted(job.target)}
-            | {"blobs": [asdict(blob) for blob in there.blobs], "replaces": list(there.replaces)}
-            | {"blobs_there": there.n_there, "bytes_to_send": there.bytes_to_send}
-            for recipe, there in zip(quants, publish.already_there(target, release), strict=True)
+            | {"disk": str(staging), "disk_free": _disk_free(staging)}
+            | {"name": f"{release.namespace}/{release.model}:{recipe}", "tags": job.tags_of(number)}
+            | {"targets": [_at_target(text, found[number]) for text, found in there.items()]}
+            for number, recipe in enumerate(job.quants)
         ]
+
+
+def _at_target(text: str, there: publish.Already) -> dict[str, Any]:
+    return {
+        "target": publish.redacted(text),
+        "blobs": [asdict(blob) for blob in there.blobs],
+        "replaces": list(there.replaces),
+        "blobs_there": there.n_there,
+        "bytes_to_send": there.bytes_to_send,
+    }
 
 
 def refuse_impossible(described: Sequence[dict[str, Any]]) -> None:
@@ -135,11 +146,6 @@ def _dropped(prepared: Prepared, plan: Plan) -> dict[str, Any]:
         "bytes": sum(tensor.n_bytes for tensor in left),
         "names": [tensor.name for tensor in left[:_SHOWN]],
     }
-
-
-def _trained_for(blueprint: Blueprint) -> int | None:
-    wanted = f"{blueprint.model.arch}.context_length"
-    return next((int(kv.value) for kv in blueprint.metadata if kv.key == wanted), None)
 
 
 def _disk_free(folder: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -268,7 +268,9 @@ class Check:
 class Modelfile:
     """What a Modelfile says, as data; the text is rendered from templates/Modelfile.j2.
 
-    *parameters* are pairs in order; a repeated name (stop) is a list in Ollama's own terms.
+    *parameters* are pairs in order; a repeated name (stop) is a list in Ollama's own terms.  *requires* is the oldest
+    Ollama that is meant to run it, *renderer* and *parser* name code that Ollama brings.  *notes* say what a
+    person should know of it.
     """
 
     parameters: tuple[tuple[str, int | float | bool | str], ...] = ()
@@ -277,4 +279,7 @@ class Modelfile:
     licenses: tuple[str, ...] = ()
     messages: tuple[tuple[str, str], ...] = ()
     family: str | None = None
-    extra: dict[str, str] = field(default_factory=dict)
+    requires: str | None = None
+    renderer: str | None = None
+    parser: str | None = None
+    notes: tuple[str, ...] = ()

@@ -11,9 +11,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pipeline.units import size
+
 if TYPE_CHECKING:
     from pipeline.progress import Reporter
     from pipeline.store import Name, Store
+
+__all__ = [
+    "adapter_option",
+    "duration",
+    "gguf_path",
+    "json_option",
+    "pasteable",
+    "print_json",
+    "published",
+    "quant_option",
+    "recipes",
+    "reporter",
+    "requantize_option",
+    "size",
+    "threads_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,15 +105,6 @@ def recipes(text: str | None) -> tuple[str, ...]:
             f"unknown quantization {', '.join(unknown) or repr(text)}", expected=", ".join(sorted(quant.recipes()))
         )
     return names
-
-
-def size(n_bytes: float) -> str:
-    """Write a size for people, in decimal units as file managers and registries do: 1.65 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n_bytes < 1000 or unit == "TB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.2f} {unit}"
 
 
 def published(ref: str) -> tuple[Store, Name] | None:

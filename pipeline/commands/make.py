@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands._common import (
-    F,
     adapter_option,
     engine_option,
     json_option,
@@ -21,13 +20,13 @@ from pipeline.commands._common import (
     size,
     threads_option,
 )
+from pipeline.commands._modelfile import modelfile_options
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
     from pipeline.parts import Written
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, exists=True, path_type=Path)
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
@@ -52,42 +51,31 @@ _split_option = click.option(
 )
 
 
-def _modelfile_options(command: F) -> F:
-    for option in (
-        click.option("--templates", type=_FOLDER, help="A folder of your own templates; they win over ours."),
-        click.option(
-            "--with-template", is_flag=True, help="Add a Go TEMPLATE; by default Ollama uses the model's own Jinja."
-        ),
-        click.option(
-            "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="A PARAMETER of the Modelfile."
-        ),
-        click.option("--num-ctx", type=click.IntRange(1), help="Context length that Ollama shall use, in tokens."),
-        click.option("--system", help="The system prompt."),
-    ):
-        command = option(command)
-    return command
-
-
-def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, ...]) -> Overrides:
-    from pipeline.modelfile import Overrides, parse_parameter
-
-    return Overrides(tuple(parse_parameter(text) for text in parameters), num_ctx, system)
-
-
 @click.command()
 @click.argument("model")
 @quant_option
 @click.option(
     "--to",
-    "target",
-    default="local",
-    show_default=True,
+    "targets",
+    multiple=True,
+    default=("local",),
+    show_default="local",
     metavar="TARGET",
-    help="local (our registry's folder), ollama (Ollama's store), or a registry: http(s)://HOST[:PORT].",
+    help="local (our registry's folder), ollama (Ollama's store), a registry: http(s)://HOST[:PORT], or static:DIR; "
+    "may be given more than once.",
 )
 @click.option(
     "--name", metavar="[NS/]MODEL", help="Publish under this name; default: the alias or the repository's name."
 )
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="TAG",
+    help="One more tag, of the first quantization; with {quant} in it, of each.",
+)
+@click.option("--latest/--no-latest", default=True, help="Tag the first quantization 'latest' too (the default).")
+@click.option("--again", is_flag=True, help="Make and publish it even if the target has just this already.")
 @click.option(
     "--proof",
     type=click.Choice(["none", "quick"]),
@@ -102,17 +90,18 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
     show_default=True,
     help="Rows to compare with the source, for the report; all takes up to twice the time.",
 )
+@click.option("--force", is_flag=True, help="Publish even if the proof finds a difference; the report keeps it.")
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
 @requantize_option
 @adapter_option
-@_modelfile_options
+@modelfile_options
 @threads_option
 @engine_option
 @json_option
 def publish(
-    model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
-    requantize: bool, adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
-    with_template: bool, templates: Path | None, threads: int, engine: str, as_json: bool,
+    model: str, quant: str | None, targets: tuple[str, ...], name: str | None, tags: tuple[str, ...], latest: bool,
+    again: bool, proof: str, errors: str, force: bool, dry_run: bool, requantize: bool, adapter: Path | None,
+    overrides: Overrides, with_template: bool, templates: Path | None, threads: int, engine: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -120,8 +109,9 @@ def publish(
     from pipeline.job import Job
 
     job = Job(
-        model, recipes(quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), requantize, adapter, errors, engine,
+        model, recipes(quant), targets=targets, name=name, tags=tags, latest=latest, again=again, proof=proof,
+        errors=errors, threads=threads, with_template=with_template, templates=templates, requantize=requantize,
+        adapter=adapter, overrides=overrides, force=force, engine=engine,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
@@ -242,10 +232,10 @@ def _written(made: Written, as_json: bool) -> None:
 @quant_option
 @click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
 @adapter_option
-@_modelfile_options
+@modelfile_options
 def modelfile(
-    model: str, quant: str | None, output: Path | None, adapter: Path | None, system: str | None, num_ctx: int | None,
-    parameters: tuple[str, ...], with_template: bool, templates: Path | None,
+    model: str, quant: str | None, output: Path | None, adapter: Path | None, overrides: Overrides,
+    with_template: bool, templates: Path | None,
 ) -> None:  # fmt: skip
     """Print the Modelfile for MODEL, for use with `ollama create`."""
     from pipeline import flow
@@ -257,7 +247,7 @@ def modelfile(
         names,
         with_template=with_template,
         templates=templates,
-        overrides=_overrides(system, num_ctx, parameters),
+        overrides=overrides,
         adapter=adapter,
     )
     text = flow.modelfile_text(job, reporter())
