@@ -102,8 +102,9 @@ def row_means(x: F32) -> F32:
     n_rows, n_cols = x.shape
     step = max(1, SCRATCH_BYTES // 4 // max(1, n_cols))
     means = np.empty(n_rows, np.float32)
-    for start in range(0, n_rows, step):
-        means[start : start + step] = sum_of_squares(x[start : start + step]) / np.float32(n_cols)
+    with np.errstate(all="ignore"):
+        for start in range(0, n_rows, step):
+            means[start : start + step] = sum_of_squares(x[start : start + step]) / np.float32(n_cols)
     return means
 
 
