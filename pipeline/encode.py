@@ -23,7 +23,7 @@ from pipeline.errors import FormatError
 from pipeline.gguf import GgufWriter, tensor_bytes
 from pipeline.machine import usable_cores
 from pipeline.measure import ErrorMeter, Sums, keeps_values
-from pipeline.quant import SCRATCH_BYTES
+from pipeline.quant import SCRATCH_BYTES, BlockType
 from pipeline.types import Blob, Plan, PlannedTensor, View
 
 # Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
@@ -228,13 +228,26 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch, meter: Er
             _decode(reader, raw, floats, view, tensor, tile.first)
         kind = quant.get(planned.type)
         part = scratch.bytes(planned.type, n_rows, kind.row_bytes(tensor.n_cols))
-        kind.quantize_rows(floats, part)
+        _quantize(kind, planned, floats, part, tile.first)
         if planned.type == "F16":
             _check_overflow(part, floats, planned, tile.first)
         if meter and not keeps_values(view.dtype, planned.type):
             sums[planned.type] = meter.measure(planned, floats, part, tile.first)
         made[planned.type] = part
     return _Encoded([made[t.type] for t in tile.tensors], [sums.get(t.type) for t in tile.tensors])
+
+
+def _quantize(kind: BlockType, tensor: PlannedTensor, floats: np.ndarray, out: np.ndarray, first_row: int) -> None:
+    """Quantize rows of a tensor; those of each of its matrices have their own importance."""
+    if tensor.importance is None:
+        kind.quantize_rows(floats, out)
+        return
+    start, height = 0, tensor.shape[-2]
+    while start < len(floats):
+        matrix, row = divmod(first_row + start, height)
+        stop = min(len(floats), start + height - row)
+        kind.quantize_rows(floats[start:stop], out[start:stop], tensor.importance[matrix])
+        start = stop
 
 
 def _decode(

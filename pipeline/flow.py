@@ -30,6 +30,7 @@ from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import OpenSource, Weights, aliases, open_source
 from pipeline.tokenizer import read_tokenizer
+from pipeline.tuning import Tuning
 from pipeline.types import Blob, Check, Log, Modelfile, Plan
 
 DEFAULT_QUANT = "Q4_K_M"
@@ -50,7 +51,8 @@ def package(job: Job, log: Log) -> Report:
         prepare(job.model, log, "stream", requantize=job.requantize, adapter=job.adapter) as prepared,
     ):
         job = replace(job, quants=choose_quants(job.quants, prepared))
-        planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
+        planned = [plans.make_plan(prepared.blueprint, name, job.tuning) for name in job.quants]
+        say_notes(planned, prepared.blueprint.notes, log)
         modelfile = make_modelfile(prepared, job)
         target.check(*model_name(job, prepared), job.quants)
         clock.lap("read")
@@ -72,6 +74,12 @@ def package(job: Job, log: Log) -> Report:
     made = make_report(job, prepared, planned, blobs, modelfile, published, checks, sources, meter, clock)
     reports.save(made)
     return made
+
+
+def say_notes(planned: Sequence[Plan], known: Sequence[str], log: Log) -> None:
+    """Say what plans note beyond the notes that are *known*."""
+    for note in dict.fromkeys(note for plan in planned for note in plan.notes if note not in known):
+        log.note(note)
 
 
 def check_job(job: Job) -> None:
@@ -175,13 +183,16 @@ def quantize(
     *,
     requantize: bool = False,
     part_bytes: int | None = None,
+    tuning: Tuning | None = None,
 ) -> Written:
     """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says.
 
-    One part of a split model stands for all of them.  *part_bytes* is as for `convert`.
+    One part of a split model stands for all of them.  *part_bytes* is as for `convert`; *tuning* changes
+    the recipe.
     """
     parts = read_parts(gguf)
-    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe)
+    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe, tuning)
+    say_notes([plan], (), log)
     cut = SplitModel.of(plan, path, part_bytes)
     cut.refuse_to_replace([part.path for part in parts])
     return cut.write(lambda planned, paths: write(planned, paths, log, threads))
@@ -361,7 +372,7 @@ def make_report(
         sources=sources,
         files=files,
         checks=checks,
-        notes=prepared.blueprint.notes,
+        notes=tuple(dict.fromkeys(note for plan in planned for note in plan.notes)),
         commands=published.commands,
         family=modelfile.family,
         pre_tokenizer=prepared.tokenizer.pre,

@@ -11,6 +11,7 @@ from pipeline import blueprint as blueprints
 from pipeline import modelfile as modelfiles
 from pipeline.source import OpenSource
 from pipeline.tokenizer import Tokenizer
+from pipeline.tuning import Tuning
 from pipeline.types import Source, SourceTensor
 
 
@@ -21,7 +22,7 @@ class Job:
     *quants* are recipe names, the first is also tagged "latest"; none means a GGUF as it is, and for a checkpoint what
     its alias says.  *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
     merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
-    says which rows are compared with the source (a name in measure.LEVELS).
+    says which rows are compared with the source (a name in measure.LEVELS).  *tuning* changes the recipes.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Job:
     requantize: bool = False
     adapter: Path | None = None
     errors: str = "sample"
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 @dataclass(frozen=True)

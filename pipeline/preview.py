@@ -15,25 +15,30 @@ from pipeline.job import Prepared
 from pipeline.kv_cache import kv_cache_bytes
 from pipeline.plan import make_plan
 from pipeline.store import local_store_root
+from pipeline.tuning import Tuning
 from pipeline.types import Plan
 
 _SHOWN = 20  # names of dropped tensors
 
 
-def describe_plan(prepared: Prepared, recipe: str, context: int, threads: int = 0) -> dict[str, Any]:
+def describe_plan(
+    prepared: Prepared, recipe: str, context: int, threads: int = 0, tuning: Tuning | None = None
+) -> dict[str, Any]:
     """Describe the file that *recipe* would give: sizes in bytes, shapes row-major, times in seconds.
 
-    *context*, in tokens, is what the KV cache is estimated for; it never exceeds what the model was trained for.
+    *tuning* changes the recipe.  *context*, in tokens, is what the KV cache is estimated for; it never exceeds what the
+    model was trained for.
     Memory and time are estimates for this machine with *threads* workers; "kv_cache_bytes" is None where the header
     does not tell.
     """
-    plan = make_plan(prepared.blueprint, recipe)
+    plan = make_plan(prepared.blueprint, recipe, tuning)
     parameters = prepared.blueprint.n_parameters
     tokens = min(context, _trained_for(prepared.blueprint) or context)
     cache = kv_cache_bytes(prepared.blueprint.model.arch, prepared.blueprint.metadata, tokens)
     return {
         "model": prepared.source.name,
         "recipe": plan.recipe,
+        "tuning": list(plan.tuning),
         "tensors": [
             {"name": t.name, "shape": list(t.shape), "type": t.type, "n_bytes": t.n_bytes} for t in plan.tensors
         ],

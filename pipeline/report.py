@@ -47,7 +47,7 @@ class PublishedFile:
     """One published GGUF.
 
     *name* is its full name, *manifest* that manifest's digest, *size* in bytes; *types* counts tensors by type;
-    *tensors* are in the order of the file.
+    *tensors* are in the order of the file.  *tuning* says how the recipe was changed.
     """
 
     name: str
@@ -57,6 +57,7 @@ class PublishedFile:
     size: int
     types: dict[str, int]
     tensors: tuple[TensorRow, ...]
+    tuning: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def describe_file(
         TensorRow(t.name, t.type, t.shape, t.n_bytes, error) for t, error in zip(plan.tensors, found, strict=True)
     )
     types = dict(Counter(tensor.type for tensor in plan.tensors))
-    return PublishedFile(name, manifest, plan.recipe, blob.digest, blob.size, types, rows)
+    return PublishedFile(name, manifest, plan.recipe, blob.digest, blob.size, types, rows, plan.tuning)
 
 
 def describe_tokenizer(metadata: Sequence[KV]) -> dict[str, Any]:

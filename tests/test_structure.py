@@ -20,7 +20,7 @@ LAYERS = (
     ("views", "machine", "kv_cache"),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
-    ("blueprint", "prove", "measure", "provenance"),
+    ("blueprint", "prove", "measure", "provenance", "tuning"),
     ("plan",),
     ("encode", "report", "republish", "job", "parts"),
     ("flow", "estimate"),

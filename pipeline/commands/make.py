@@ -20,10 +20,12 @@ from pipeline.commands._common import (
     size,
     threads_option,
 )
+from pipeline.commands._tuning import tuning_options
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
     from pipeline.parts import Written
+    from pipeline.tuning import Tuning
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, exists=True, path_type=Path)
@@ -102,6 +104,7 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
     help="Rows to compare with the source, for the report; all takes up to twice the time.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
+@tuning_options
 @requantize_option
 @adapter_option
 @_modelfile_options
@@ -110,7 +113,7 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 def publish(
     model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
     requantize: bool, adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
-    with_template: bool, templates: Path | None, threads: int, as_json: bool,
+    with_template: bool, templates: Path | None, threads: int, as_json: bool, tuning: Tuning,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -119,7 +122,7 @@ def publish(
 
     job = Job(
         model, recipes(quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), requantize, adapter, errors,
+        _overrides(system, num_ctx, parameters), requantize, adapter, errors, tuning,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
@@ -129,7 +132,7 @@ def publish(
         with flow.prepare(job.model, log, requantize=requantize, adapter=adapter) as prepared:
             name = "/".join(flow.model_name(job, prepared))
             would = [
-                describe_plan(prepared, q, 4096, threads) | {"name": f"{name}:{q}", "target": target}
+                describe_plan(prepared, q, 4096, threads, tuning) | {"name": f"{name}:{q}", "target": target}
                 for q in flow.choose_quants(job.quants, prepared)
             ]
         print_json(would) if as_json else _show.preview(would)
@@ -145,13 +148,15 @@ def publish(
 @click.option(
     "--ctx", type=click.IntRange(1), default=4096, show_default=True, help="Context for the memory figure, in tokens."
 )
+@tuning_options
 @requantize_option
 @adapter_option
 @threads_option
 @json_option
 def plan(
-    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, threads: int, as_json: bool
-) -> None:
+    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, threads: int, as_json: bool,
+    tuning: Tuning,
+) -> None:  # fmt: skip
     """Show what would be written: every tensor's type, the exact size, the disk, memory and time needed."""
     from pipeline import flow
     from pipeline.commands import _show
@@ -159,7 +164,7 @@ def plan(
 
     quants = recipes(quant)
     with flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter) as prepared:
-        shown = [describe_plan(prepared, name, ctx, threads) for name in flow.choose_quants(quants, prepared)]
+        shown = [describe_plan(prepared, name, ctx, threads, tuning) for name in flow.choose_quants(quants, prepared)]
     if as_json:
         refusals = [str(problem) for problem in problems(shown)]
         print_json([one | {"refusals": refusals} for one in shown])
@@ -196,23 +201,27 @@ def convert(
 @click.command()
 @click.argument("gguf", type=click.Path(dir_okay=False, exists=True, path_type=Path))
 @click.option("-o", "--output", type=_FILE, required=True, help="The GGUF to write.")
-@click.option("--quant", required=True, metavar="Q", help="The quantization, such as Q4_K_M.")
+@click.option("--quant", metavar="Q", help="The quantization, such as Q4_K_M.")
+@tuning_options
 @requantize_option
 @_split_option
 @threads_option
 @json_option
 def quantize(
-    gguf: Path, output: Path, quant: str, requantize: bool, part_bytes: int | None, threads: int, as_json: bool
-) -> None:
+    gguf: Path, output: Path, quant: str | None, requantize: bool, part_bytes: int | None, threads: int, as_json: bool,
+    tuning: Tuning,
+) -> None:  # fmt: skip
     """Quantize a GGUF into the bytes that llama-quantize would write; of a split model, name any part."""
     from pipeline import flow
     from pipeline.errors import UsageError
 
     names = recipes(quant)
     if len(names) != 1:
-        raise UsageError("quantize writes one file", expected="one quantization", found=quant)
+        raise UsageError("quantize writes one file", expected="one quantization, with --quant or --recipe", found=quant)
     log = reporter(quiet=as_json)
-    made = flow.quantize(gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes)
+    made = flow.quantize(
+        gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes, tuning=tuning
+    )
     _written(made, as_json)
 
 

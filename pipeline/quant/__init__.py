@@ -11,7 +11,14 @@ from functools import cache
 
 from pipeline import discover
 from pipeline.errors import UnsupportedError
-from pipeline.quant._assign import Options, TensorFacts, assign, requires_importance, tensor_order_key
+from pipeline.quant._assign import (
+    Options,
+    TensorFacts,
+    assign,
+    compile_pattern,
+    requires_importance,
+    tensor_order_key,
+)
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
 from pipeline.quant._recipes import ALIASES, ModelFacts, Recipe, recipes
 
@@ -24,6 +31,7 @@ __all__ = [
     "Recipe",
     "TensorFacts",
     "assign_types",
+    "compile_pattern",
     "get",
     "recipes",
     "requires_importance",
