@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -154,5 +154,22 @@ _ADVICE = {
 
 def _registry() -> Iterator[Finding]:
     address = registry_address()
+    yield _probed(address, _ADVICE)
+
+
+_ADVICE_ELSEWHERE = {
+    "absent": "check the address, and that the registry runs",
+    "other": "give scheme, host and port of a registry: --registry https://registry.example.com:5000",
+    "broken": "mend what is said, then ask again",
+    "empty": "gguf-pipeline publish demo --to http://HOST:PORT",
+}
+
+
+def examine_registry(address: str) -> Finding:
+    """Ask whether `ollama pull` works from the registry at *address*, "host:port" or a URL."""
+    return _probed(address, _ADVICE_ELSEWHERE)
+
+
+def _probed(address: str, advice: Mapping[str, str]) -> Finding:
     found = probe_registry(address)
-    yield Finding("registry", found.state in ("ready", "empty"), f"{address}: {found.detail}", _ADVICE.get(found.state))
+    return Finding("registry", found.state in ("ready", "empty"), f"{address}: {found.detail}", advice.get(found.state))

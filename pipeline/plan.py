@@ -9,7 +9,7 @@ from pipeline import gguf, quant
 from pipeline.blueprint import PACKED, PRECISIONS, Blueprint, Draft, Finished
 from pipeline.errors import UnsupportedError, UsageError
 from pipeline.tuning import Importance, Tuning
-from pipeline.types import KV, Plan, PlannedTensor, i32, u16, u32
+from pipeline.types import KV, Log, Plan, PlannedTensor, i32, u16, u32
 
 ALIGNMENT = 32
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
@@ -108,6 +108,12 @@ def _unknown(tensors: Sequence[PlannedTensor], matrix: Importance | None) -> tup
     ]  # fmt: skip
     shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
     return (f"the importance matrix knows nothing of {len(names)} tensors: {shown}",) if names else ()
+
+
+def say_notes(planned: Sequence[Plan], known: Sequence[str], log: Log) -> None:
+    """Say what plans note beyond the notes that are *known*."""
+    for note in dict.fromkeys(note for plan in planned for note in plan.notes if note not in known):
+        log.note(note)
 
 
 def split_plan(whole: Plan, max_bytes: int) -> tuple[Plan, ...]:

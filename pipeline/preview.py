@@ -5,19 +5,22 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from pipeline import data, machine
-from pipeline.blueprint import Blueprint
+from pipeline import data, decide, flow, machine, publish
+from pipeline import delivery as deliveries
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
-from pipeline.job import Prepared
+from pipeline.job import Job, Prepared
 from pipeline.kv_cache import kv_cache_bytes
 from pipeline.plan import make_plan
 from pipeline.store import local_store_root
 from pipeline.tuning import Tuning
-from pipeline.types import Plan
+from pipeline.types import Blob, Log, Plan
 
+_CONTEXT = 4096  # tokens
 _SHOWN = 20  # names of dropped tensors
 
 
@@ -33,7 +36,7 @@ def describe_plan(
     """
     plan = make_plan(prepared.blueprint, recipe, tuning)
     parameters = prepared.blueprint.n_parameters
-    tokens = min(context, _trained_for(prepared.blueprint) or context)
+    tokens = min(context, prepared.blueprint.context_length or context)
     cache = kv_cache_bytes(prepared.blueprint.model.arch, prepared.blueprint.metadata, tokens)
     return {
         "model": prepared.source.name,
@@ -46,7 +49,8 @@ def describe_plan(
         "parameters": parameters,
         "file_bytes": plan.file_bytes,
         "bits_per_weight": 8 * sum(t.n_bytes for t in plan.tensors) / parameters,
-        "disk_free": _disk_free(),
+        "disk": str(local_store_root()),
+        "disk_free": _disk_free(local_store_root()),
         "memory_bytes": bytes_to_write([plan], threads),
         "memory_free": machine.available_memory(),
         "seconds": round(seconds_to_write([plan], threads), 3),
@@ -56,6 +60,45 @@ def describe_plan(
         "machine_bytes": machine.total_memory(),
         "dropped": _dropped(prepared, plan),
         "notes": list(plan.notes),
+    }
+
+
+def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
+    """Describe what `flow.package` would publish of *job*, file by file, and what its target has of it already.
+
+    Raises:
+        PipelineError: where `flow.package` would stop before the work.
+    """
+    flow.check_job(job)
+    with (
+        deliveries.opened(job.targets) as targets,
+        flow.prepare(job.model, log, requantize=job.requantize, adapter=job.adapter) as prepared,
+    ):
+        job = replace(job, quants=flow.choose_quants(job.quants, prepared))
+        plans = [make_plan(prepared.blueprint, quant, job.tuning) for quant in job.quants]
+        blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
+        modelfile = decide.modelfile_of(prepared, job, log)
+        release = flow.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
+        for target in targets.values():
+            target.check(release.namespace, release.model, job.tags_of_all())
+        staging = next(iter(targets.values())).staging_folder
+        there = {text: publish.already_there(target, release) for text, target in targets.items()}
+        return [
+            describe_plan(prepared, quant, _CONTEXT, job.threads, job.tuning)
+            | {"disk": str(staging), "disk_free": _disk_free(staging)}
+            | {"name": f"{release.namespace}/{release.model}:{quant}", "tags": job.tags_of(number)}
+            | {"targets": [_at_target(text, found[number]) for text, found in there.items()]}
+            for number, quant in enumerate(job.quants)
+        ]
+
+
+def _at_target(text: str, there: publish.Already) -> dict[str, Any]:
+    return {
+        "target": publish.redacted(text),
+        "blobs": [asdict(blob) for blob in there.blobs],
+        "replaces": list(there.replaces),
+        "blobs_there": there.n_there,
+        "bytes_to_send": there.bytes_to_send,
     }
 
 
@@ -77,10 +120,11 @@ def problems(described: Sequence[dict[str, Any]]) -> tuple[PipelineError, ...]:
         found.append(
             ResourceError(
                 "not enough disk space",
-                where=local_store_root(),
+                where=described[0]["disk"],
                 expected=f"{needed:,} bytes free",
                 found=f"{free:,} bytes free",
-                hint="free some space, publish fewer quantizations at once, or move the store (GGUF_PIPELINE_STORE)",
+                hint="free some space, publish fewer quantizations at once, or move the folder: GGUF_PIPELINE_STORE is "
+                "that of the target local, XDG_CACHE_HOME that of registries",
             )
         )
     memory, left = max(one["memory_bytes"] for one in described), min(one["memory_free"] for one in described)
@@ -107,11 +151,5 @@ def _dropped(prepared: Prepared, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _trained_for(blueprint: Blueprint) -> int | None:
-    wanted = f"{blueprint.model.arch}.context_length"
-    return next((int(kv.value) for kv in blueprint.metadata if kv.key == wanted), None)
-
-
-def _disk_free() -> int:
-    root = local_store_root()
-    return shutil.disk_usage(data.nearest_existing(root)).free
+def _disk_free(folder: Path) -> int:
+    return shutil.disk_usage(data.nearest_existing(folder)).free

@@ -271,7 +271,9 @@ class Check:
 class Modelfile:
     """What a Modelfile says, as data; the text is rendered from templates/Modelfile.j2.
 
-    *parameters* are pairs in order; a repeated name (stop) is a list in Ollama's own terms.
+    *parameters* are pairs in order; a repeated name (stop) is a list in Ollama's own terms.  *requires* is the oldest
+    Ollama that is meant to run it, *renderer* and *parser* name code that Ollama brings.  *notes* say what a
+    person should know of it.
     """
 
     parameters: tuple[tuple[str, int | float | bool | str], ...] = ()
@@ -280,4 +282,7 @@ class Modelfile:
     licenses: tuple[str, ...] = ()
     messages: tuple[tuple[str, str], ...] = ()
     family: str | None = None
-    extra: dict[str, str] = field(default_factory=dict)
+    requires: str | None = None
+    renderer: str | None = None
+    parser: str | None = None
+    notes: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import shutil
 import sys
@@ -89,9 +90,9 @@ def workdir(tmp_path: Path) -> Path:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI a native or Ollama test that is skipped has failed: nobody would see that nothing was tested."""
+    """In CI a test that needs a program and is skipped has failed: nobody would see that nothing was tested."""
     report = yield
-    is_ours = item.get_closest_marker("native") or item.get_closest_marker("ollama")
+    is_ours = any(item.get_closest_marker(name) for name in ("native", "ollama", "registry"))
     if IS_CI and is_ours and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {report.longrepr}"
@@ -162,3 +163,16 @@ def ollama(ollama_root: Path, tmp_path: Path) -> Iterator[Any]:
     """A running Ollama with an empty store (OllamaServer of tests/oracle/ollama.py)."""
     with _load_oracle("ollama").running_ollama(ollama_root, tmp_path / "ollama") as server:
         yield server
+
+
+@pytest.fixture
+def docker_registry(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Start a docker-registry that runs until the test ends (running_registry of tests/oracle/docker_registry.py)."""
+    module = _load_oracle("docker_registry")
+    if module.find_program() is None:
+        pytest.skip("docker-registry is not installed")
+    with contextlib.ExitStack() as stack:
+        count = itertools.count()
+        yield lambda **options: stack.enter_context(
+            module.running_registry(tmp_path / f"docker-registry-{next(count)}", **options)
+        )

@@ -131,8 +131,11 @@ def verify(
     metavar="MODEL",
     help="Compare the vocabulary that MODEL gets with its own tokenizer, on tricky texts; no weights are fetched.",
 )
+@click.option(
+    "--registry", metavar="URL", help="Say only whether `ollama pull` works from this registry, and what it lacks."
+)
 @json_option
-def doctor(model: str | None, as_json: bool) -> None:
+def doctor(model: str | None, registry: str | None, as_json: bool) -> None:
     """Say what is installed, what is missing, and how to get it; or whether a model's tokenizer comes out right."""
     from pipeline import doctor as doctors
     from pipeline.commands import _show
@@ -142,7 +145,7 @@ def doctor(model: str | None, as_json: bool) -> None:
         print_json({"model": model, **compared.as_dict()}) if as_json else _show.comparison(compared)
         doctors.refuse_differences(model, compared)
         return
-    found = doctors.examine()
+    found = doctors.examine() if registry is None else [doctors.examine_registry(registry)]
     if as_json:
         print_json([one.as_dict() for one in found])
         return

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands._common import (
-    F,
     adapter_option,
     json_option,
     print_json,
@@ -20,6 +19,7 @@ from pipeline.commands._common import (
     size,
     threads_option,
 )
+from pipeline.commands._modelfile import modelfile_options
 from pipeline.commands._tuning import tuning_options
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pipeline.tuning import Tuning
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, exists=True, path_type=Path)
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
@@ -53,42 +52,31 @@ _split_option = click.option(
 )
 
 
-def _modelfile_options(command: F) -> F:
-    for option in (
-        click.option("--templates", type=_FOLDER, help="A folder of your own templates; they win over ours."),
-        click.option(
-            "--with-template", is_flag=True, help="Add a Go TEMPLATE; by default Ollama uses the model's own Jinja."
-        ),
-        click.option(
-            "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="A PARAMETER of the Modelfile."
-        ),
-        click.option("--num-ctx", type=click.IntRange(1), help="Context length that Ollama shall use, in tokens."),
-        click.option("--system", help="The system prompt."),
-    ):
-        command = option(command)
-    return command
-
-
-def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, ...]) -> Overrides:
-    from pipeline.modelfile import Overrides, parse_parameter
-
-    return Overrides(tuple(parse_parameter(text) for text in parameters), num_ctx, system)
-
-
 @click.command()
 @click.argument("model")
 @quant_option
 @click.option(
     "--to",
-    "target",
-    default="local",
-    show_default=True,
+    "targets",
+    multiple=True,
+    default=("local",),
+    show_default="local",
     metavar="TARGET",
-    help="local (our registry's folder) or ollama (Ollama's store).",
+    help="local (our registry's folder), ollama (Ollama's store), a registry: http(s)://HOST[:PORT], or static:DIR; "
+    "may be given more than once.",
 )
 @click.option(
     "--name", metavar="[NS/]MODEL", help="Publish under this name; default: the alias or the repository's name."
 )
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="TAG",
+    help="One more tag, of the first quantization; with {quant} in it, of each.",
+)
+@click.option("--latest/--no-latest", default=True, help="Tag the first quantization 'latest' too (the default).")
+@click.option("--again", is_flag=True, help="Make and publish it even if the target has just this already.")
 @click.option(
     "--proof",
     type=click.Choice(["none", "quick"]),
@@ -107,12 +95,12 @@ def _overrides(system: str | None, num_ctx: int | None, parameters: tuple[str, .
 @tuning_options
 @requantize_option
 @adapter_option
-@_modelfile_options
+@modelfile_options
 @threads_option
 @json_option
 def publish(
-    model: str, quant: str | None, target: str, name: str | None, proof: str, errors: str, dry_run: bool,
-    requantize: bool, adapter: Path | None, system: str | None, num_ctx: int | None, parameters: tuple[str, ...],
+    model: str, quant: str | None, targets: tuple[str, ...], name: str | None, tags: tuple[str, ...], latest: bool,
+    again: bool, proof: str, errors: str, dry_run: bool, requantize: bool, adapter: Path | None, overrides: Overrides,
     with_template: bool, templates: Path | None, threads: int, as_json: bool, tuning: Tuning,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
@@ -121,20 +109,15 @@ def publish(
     from pipeline.job import Job
 
     job = Job(
-        model, recipes(quant), target, name, proof, threads, with_template, templates,
-        _overrides(system, num_ctx, parameters), requantize, adapter, errors, tuning,
+        model, recipes(quant), targets=targets, name=name, tags=tags, latest=latest, again=again, proof=proof,
+        errors=errors, threads=threads, with_template=with_template, templates=templates, requantize=requantize,
+        adapter=adapter, overrides=overrides, tuning=tuning,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
-        from pipeline.preview import describe_plan, refuse_impossible
+        from pipeline.preview import describe_publication, refuse_impossible
 
-        flow.check_job(job)
-        with flow.prepare(job.model, log, requantize=requantize, adapter=adapter) as prepared:
-            name = "/".join(flow.model_name(job, prepared))
-            would = [
-                describe_plan(prepared, q, 4096, threads, tuning) | {"name": f"{name}:{q}", "target": target}
-                for q in flow.choose_quants(job.quants, prepared)
-            ]
+        would = describe_publication(job, log)
         print_json(would) if as_json else _show.preview(would)
         refuse_impossible(would)
         return
@@ -240,10 +223,10 @@ def _written(made: Written, as_json: bool) -> None:
 @quant_option
 @click.option("-o", "--output", type=_FILE, help="Write it here instead of printing it.")
 @adapter_option
-@_modelfile_options
+@modelfile_options
 def modelfile(
-    model: str, quant: str | None, output: Path | None, adapter: Path | None, system: str | None, num_ctx: int | None,
-    parameters: tuple[str, ...], with_template: bool, templates: Path | None,
+    model: str, quant: str | None, output: Path | None, adapter: Path | None, overrides: Overrides,
+    with_template: bool, templates: Path | None,
 ) -> None:  # fmt: skip
     """Print the Modelfile for MODEL, for use with `ollama create`."""
     from pipeline import flow
@@ -255,7 +238,7 @@ def modelfile(
         names,
         with_template=with_template,
         templates=templates,
-        overrides=_overrides(system, num_ctx, parameters),
+        overrides=overrides,
         adapter=adapter,
     )
     text = flow.modelfile_text(job, reporter())

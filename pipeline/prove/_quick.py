@@ -74,6 +74,12 @@ def files(
     return (*checks, *_runs(items, prompting, rendered))
 
 
+def expected_prompts(prompting: Prompting) -> tuple[tuple[tuple[Message, ...], str], ...]:
+    """Return conversations, and what the checkpoint's own template renders of each; none where it renders none."""
+    rendered = _rendered(prompting)
+    return () if isinstance(rendered, Check) else tuple(rendered)
+
+
 def refuse_differences(name: str, checks: Sequence[Check]) -> None:
     """Stop where a check found something else than was meant.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class Manifest:
         """Bytes of all layers and the config, as `ollama list` counts."""
         return sum(layer.blob.size for layer in self.all_layers)
 
+    @property
+    def digest(self) -> str:
+        """The digest of its bytes: what a registry and `ollama list` know it by."""
+        return f"sha256:{hashlib.sha256(self.to_bytes()).hexdigest()}"
+
     def to_bytes(self) -> bytes:
         """Encode compactly in Ollama's key order, with no newline at the end.
 
@@ -88,13 +94,24 @@ class Manifest:
         return cls(_layer(tree.get("config"), where), tuple(_layer(layer, where) for layer in layers))
 
 
-def config_bytes(architecture: str, parameter_count: int, file_type: str) -> bytes:
+def config_bytes(
+    architecture: str,
+    parameter_count: int,
+    file_type: str,
+    *,
+    renderer: str | None = None,
+    parser: str | None = None,
+    requires: str | None = None,
+) -> bytes:
     """Make the config blob that `ollama create` makes for a GGUF (ConfigV2, types/model/config.go).
 
     Args:
         architecture: general.architecture of the GGUF.
         parameter_count: number of weights.
         file_type: name of the quantization, such as "Q4_K_M".
+        renderer: name of the code in Ollama that writes the prompt.
+        parser: name of the code in Ollama that reads the answer.
+        requires: the oldest Ollama that shall run it.
     """
     config = {
         "model_format": "gguf",
@@ -103,7 +120,8 @@ def config_bytes(architecture: str, parameter_count: int, file_type: str) -> byt
         "model_type": human_number(parameter_count),
         "file_type": file_type,
     }
-    return gojson.encode(config) + b"\n"
+    named = {"renderer": renderer, "parser": parser, "requires": requires}
+    return gojson.encode(config | {key: value for key, value in named.items() if value}) + b"\n"
 
 
 def human_number(count: int) -> str:

@@ -10,12 +10,18 @@ from typing import Any
 
 import pytest
 
+from pipeline.patience import Patience
 from pipeline.publish import Release, ReleaseEntry
 from pipeline.types import Blob
 
 # Where tests/oracle opens each kind of target, by the kind's name; a target without a line here fails its contract.
-HARNESSES: dict[str, str] = {"local": "store_harness", "ollama": "store_harness"}
-MARKS: dict[str, list[pytest.MarkDecorator]] = {}
+HARNESSES = {
+    "local": "store_harness",
+    "ollama": "store_harness",
+    "registry": "registry_harness",
+    "static": "static_harness",
+}
+MARKS = {"registry": [pytest.mark.registry]}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -46,10 +52,13 @@ def kinds() -> set[str]:
 
 @pytest.fixture(autouse=True)
 def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every store lies in the test's own folder, and no Ollama is asked."""
+    """Every store lies in the test's own folder, no Ollama is asked, and nobody waits before trying again."""
     monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "local"))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:1")  # nobody listens on port 1
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setattr("pipeline.publish._wire.PATIENCE", Patience(pause=lambda _event, _seconds: None))
 
 
 @pytest.fixture

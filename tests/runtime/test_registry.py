@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import http.server
 import json
 import socket
@@ -25,7 +26,7 @@ ANSWERS: dict[str, Any] = {
     "/v2/_catalog": {"repositories": ["library/m"]},
     "/v2/library/m/tags/list": {"name": "library/m", "tags": ["t"]},
     "/v2/library/m/manifests/t": {"layers": [{"digest": DIGEST, "size": 9}, {"digest": "sha256:x", "size": 1}]},
-    f"/v2/library/m/blobs/{DIGEST}": "nine bytes",
+    f"/v2/library/m/blobs/{DIGEST}": b"GGUF file",
 }
 
 
@@ -36,11 +37,15 @@ def _serving(answers: dict[str, Any], headers: dict[str, str]) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = answers.get(self.path)
+            data = found if isinstance(found, bytes) else json.dumps(found).encode()
             self.send_response(404 if found is None else 200)
-            for name, value in headers.items():
+            for name, value in ({"Content-Length": str(len(data))} | headers).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(json.dumps(found).encode())
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        do_HEAD = do_GET  # noqa: N815  # the name that http.server calls
 
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
@@ -56,7 +61,7 @@ def _serving(answers: dict[str, Any], headers: dict[str, str]) -> Iterator[str]:
 
 
 VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
-WITH_LOCATION = VERSION | {"Location": "/there"}
+WITH_LOCATION = VERSION | {"Location": "#"}
 
 
 def test_a_good_registry_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_log: Any) -> None:
@@ -95,6 +100,10 @@ def test_somebody_who_says_nothing() -> None:
     [
         (WITH_LOCATION, lambda _: None, "ready"),
         (VERSION, lambda _: None, "broken"),
+        (WITH_LOCATION | {"Location": "/elsewhere"}, lambda _: None, "broken"),
+        (WITH_LOCATION | {"Content-Length": "8"}, lambda _: None, "broken"),
+        (WITH_LOCATION, lambda a: a["/v2/library/m/manifests/t"]["layers"][0].update(size=10), "broken"),
+        (WITH_LOCATION, lambda a: a["/v2/library/m/tags/list"].update(tags=None), "empty"),
         (WITH_LOCATION, lambda a: a.pop(f"/v2/library/m/blobs/{DIGEST}"), "broken"),
         (WITH_LOCATION, lambda a: a.pop("/v2/library/m/tags/list"), "broken"),
         (WITH_LOCATION, lambda a: a.update({"/v2/library/m/manifests/t": {"layers": []}}), "broken"),
@@ -105,8 +114,29 @@ def test_somebody_who_says_nothing() -> None:
 def test_registries_that_ollama_fails_on(
     headers: dict[str, str], change: Callable[[dict[str, Any]], Any], state: str
 ) -> None:
-    """Without a Location header, with a blob or a list missing, or with answers of another form: broken."""
-    answers = dict(ANSWERS)
+    """No Location header, a blob or a list missing, another size, or answers of another form: broken."""
+    answers = copy.deepcopy(ANSWERS)
     change(answers)
     with _serving(answers, headers) as address:
         assert probe_registry(address).state == state
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize(("location", "state"), [(True, "ready"), (False, "broken")])
+def test_a_docker_registry(location: bool, state: str, docker_registry: Callable[..., Any], silent_log: Any) -> None:
+    """A docker-registry is ready with the Location header, and without it broken for `ollama pull`."""
+    registry = docker_registry(location=location)
+    assert probe_registry(registry.host).state == "empty"
+    flow.package(Job("demo", ("Q4_0",), registry.url, proof="none"), silent_log)
+    found = probe_registry(registry.url)
+    assert found.state == state
+    assert ("headers: {Location" in found.detail) is not location
+
+
+@pytest.mark.registry
+def test_a_closed_registry(docker_registry: Callable[..., Any], tmp_path: Path) -> None:
+    """One that wants a login is named as one that `ollama pull` cannot use."""
+    (tmp_path / "htpasswd").write_text("", encoding="ascii")
+    registry = docker_registry(auth={"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}})
+    found = probe_registry(registry.host)
+    assert (found.state, "login" in found.detail) == ("broken", True)
