@@ -34,6 +34,7 @@ from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import open_source
 from pipeline.store import registry_address
+from pipeline.tuning import Tuning
 from pipeline.types import Blob, Check, Modelfile, Plan, Source
 
 # Settings of a job that change neither a byte nor a name; proof and errors are compared by their level.
@@ -59,7 +60,8 @@ def look_of(job: Job) -> str | None:
 
     It is None where nothing can be told at a glance: a file that changed a moment ago, a model that cannot be opened.
     """
-    wanted = {name: value for name, value in asdict(job).items() if name not in _NO_MATTER}
+    wanted = {name: value for name, value in asdict(replace(job, tuning=Tuning())).items() if name not in _NO_MATTER}
+    wanted["tuning"] = job.tuning.describe()
     try:
         with open_source(job.model, weights="none") as opened:
             source = opened.source
@@ -93,7 +95,7 @@ def at_a_glance(job: Job, targets: Targets, look: str | None) -> Report | None:
 
 def key_of(plan: Plan) -> str:
     """Return what stands for all that decides the bytes of a planned file, but the weights of its source."""
-    state = hashlib.sha256(f"{BYTE_VERSION} {plan.recipe} {plan.file_bytes} ".encode())
+    state = hashlib.sha256(f"{BYTE_VERSION} {plan.recipe} {plan.file_bytes} {' '.join(plan.tuning)} ".encode())
     if plan.verbatim is None:  # a copy is its source, header and all
         state.update(encode_plan_header(plan.metadata, plan.tensors))
     return state.hexdigest()
@@ -180,7 +182,7 @@ def make_report(
         sources=sources,
         files=files,
         checks=checks,
-        notes=(*prepared.blueprint.notes, *modelfile.notes),
+        notes=(*dict.fromkeys(note for plan in planned for note in plan.notes), *modelfile.notes),
         targets=delivered,
         visible=shown,
         look=slot.look,
