@@ -12,6 +12,7 @@ from pipeline import modelfile as modelfiles
 from pipeline import publish, quant
 from pipeline.source import OpenSource, aliases
 from pipeline.tokenizer import Tokenizer
+from pipeline.tuning import Tuning
 from pipeline.types import Source, SourceTensor
 
 DEFAULT_QUANT = "Q4_K_M"
@@ -28,7 +29,7 @@ class Job:
     *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
     merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
     says which rows are compared with the source (a name in measure.LEVELS), *engine* who quantizes (a name for
-    quant.get_engine).  With *force* it is published even if the proof finds a difference.
+    quant.get_engine), *tuning* changes the recipes.  With *force* it is published even if the proof finds a difference.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Job:
     requantize: bool = False
     adapter: Path | None = None
     errors: str = "sample"
+    tuning: Tuning = field(default_factory=Tuning)
     tags: tuple[str, ...] = ()
     latest: bool = True
     again: bool = False

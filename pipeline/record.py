@@ -34,6 +34,7 @@ from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import open_source
 from pipeline.store import registry_address
+from pipeline.tuning import Tuning
 from pipeline.types import Blob, Check, Modelfile, Plan, Source
 
 # Settings of a job that change neither a byte nor a name; proof and errors are compared by their level.
@@ -62,7 +63,7 @@ def look_of(job: Job) -> str | None:
     try:
         with open_source(job.model, weights="none") as opened:
             source = opened.source
-        wanted = asdict(replace(job, overrides=job.wishes(source)))
+        wanted = asdict(replace(job, overrides=job.wishes(source), tuning=Tuning()))
     except PipelineError:
         return None  # the work itself will say what is wrong
     own = source.gguf or source.folder
@@ -73,6 +74,7 @@ def look_of(job: Job) -> str | None:
     if seen is None:
         return None
     wanted = {name: value for name, value in wanted.items() if name not in _NO_MATTER}
+    wanted["tuning"] = job.tuning.describe()
     values = [__version__, BYTE_VERSION, wanted, asdict(source), registry_address(), seen]
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -94,7 +96,7 @@ def at_a_glance(job: Job, targets: Targets, look: str | None) -> Report | None:
 
 def key_of(plan: Plan) -> str:
     """Return what stands for all that decides the bytes of a planned file, but the weights of its source."""
-    state = hashlib.sha256(f"{BYTE_VERSION} {plan.recipe} {plan.file_bytes} ".encode())
+    state = hashlib.sha256(f"{BYTE_VERSION} {plan.recipe} {plan.file_bytes} {' '.join(plan.tuning)} ".encode())
     if plan.verbatim is None:  # a copy is its source, header and all
         state.update(encode_plan_header(plan.metadata, plan.tensors))
     return state.hexdigest()
@@ -184,7 +186,7 @@ def make_report(
         sources=sources,
         files=files,
         checks=checks,
-        notes=(*prepared.blueprint.notes, *modelfile.notes),
+        notes=(*dict.fromkeys(note for plan in planned for note in plan.notes), *modelfile.notes),
         targets=delivered,
         visible=shown,
         look=slot.look,

@@ -50,7 +50,7 @@ class PublishedFile:
 
     *name* is its full name at the first target, *manifest* that manifest's digest, *size* in bytes; *types* counts
     tensors by type; *tensors* are in the order of the file.  *key* stands for all that decided its bytes but the
-    source's weights.
+    source's weights; *tuning* says how the recipe was changed.
     """
 
     name: str
@@ -61,6 +61,7 @@ class PublishedFile:
     types: dict[str, int]
     tensors: tuple[TensorRow, ...]
     key: str = ""
+    tuning: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def describe_file(
         TensorRow(t.name, t.type, t.shape, t.n_bytes, error) for t, error in zip(plan.tensors, found, strict=True)
     )
     types = dict(Counter(tensor.type for tensor in plan.tensors))
-    return PublishedFile(name, manifest, plan.recipe, blob.digest, blob.size, types, rows, key)
+    return PublishedFile(name, manifest, plan.recipe, blob.digest, blob.size, types, rows, key, plan.tuning)
 
 
 def describe_tokenizer(metadata: Sequence[KV]) -> dict[str, Any]:

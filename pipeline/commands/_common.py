@@ -113,7 +113,8 @@ def recipes(text: str | None) -> tuple[str, ...]:
 
     if text is None:
         return ()
-    names = tuple(dict.fromkeys(part.strip().upper() for part in text.split(",") if part.strip()))
+    given = (part.strip().upper() for part in text.split(",") if part.strip())
+    names = tuple(dict.fromkeys(quant.ALIASES.get(name, name) for name in given))
     unknown = [name for name in names if name not in quant.recipes()]
     if unknown or not names:
         raise UsageError(

@@ -21,10 +21,12 @@ from pipeline.commands._common import (
     threads_option,
 )
 from pipeline.commands._modelfile import modelfile_options
+from pipeline.commands._tuning import tuning_options
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
     from pipeline.parts import Written
+    from pipeline.tuning import Tuning
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -79,6 +81,7 @@ _split_option = click.option(
 )
 @click.option("--force", is_flag=True, help="Publish even if the proof finds a difference; the report keeps it.")
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
+@tuning_options
 @requantize_option
 @adapter_option
 @modelfile_options
@@ -89,6 +92,7 @@ def publish(
     model: str, quant: str | None, targets: tuple[str, ...], name: str | None, tags: tuple[str, ...], latest: bool,
     again: bool, proof: str, errors: str, force: bool, dry_run: bool, requantize: bool, adapter: Path | None,
     overrides: Overrides, with_template: bool, templates: Path | None, threads: int, engine: str, as_json: bool,
+    tuning: Tuning,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import pull_back
@@ -98,7 +102,7 @@ def publish(
     job = Job(
         model, recipes(quant), targets=targets, name=name, tags=tags, latest=latest, again=again, proof=proof,
         errors=errors, threads=threads, with_template=with_template, templates=templates, requantize=requantize,
-        adapter=adapter, overrides=overrides, force=force, engine=engine,
+        adapter=adapter, overrides=overrides, force=force, engine=engine, tuning=tuning,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
@@ -118,21 +122,16 @@ def publish(
 @click.option(
     "--ctx", type=click.IntRange(1), default=4096, show_default=True, help="Context for the memory figure, in tokens."
 )
+@tuning_options
 @requantize_option
 @adapter_option
 @threads_option
 @engine_option
 @json_option
 def plan(
-    model: str,
-    quant: str | None,
-    ctx: int,
-    requantize: bool,
-    adapter: Path | None,
-    threads: int,
-    engine: str,
-    as_json: bool,
-) -> None:
+    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, threads: int, engine: str,
+    as_json: bool, tuning: Tuning,
+) -> None:  # fmt: skip
     """Show what would be written: every tensor's type, the exact size, the disk, memory and time needed."""
     from pipeline import flow
     from pipeline.commands import _show
@@ -140,7 +139,9 @@ def plan(
 
     quants = recipes(quant)
     with flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter) as prepared:
-        shown = [describe_plan(prepared, name, ctx, threads, engine) for name in flow.choose_quants(quants, prepared)]
+        shown = [
+            describe_plan(prepared, name, ctx, threads, engine, tuning) for name in flow.choose_quants(quants, prepared)
+        ]
     if as_json:
         refusals = [str(problem) for problem in problems(shown)]
         print_json([one | {"refusals": refusals} for one in shown])
@@ -180,15 +181,16 @@ def convert(
 @click.command()
 @click.argument("gguf", type=click.Path(dir_okay=False, exists=True, path_type=Path))
 @click.option("-o", "--output", type=_FILE, required=True, help="The GGUF to write.")
-@click.option("--quant", required=True, metavar="Q", help="The quantization, such as Q4_K_M.")
+@click.option("--quant", metavar="Q", help="The quantization, such as Q4_K_M.")
+@tuning_options
 @requantize_option
 @_split_option
 @threads_option
 @engine_option
 @json_option
 def quantize(
-    gguf: Path, output: Path, quant: str, requantize: bool, part_bytes: int | None, threads: int, engine: str,
-    as_json: bool,
+    gguf: Path, output: Path, quant: str | None, requantize: bool, part_bytes: int | None, threads: int, engine: str,
+    as_json: bool, tuning: Tuning,
 ) -> None:  # fmt: skip
     """Quantize a GGUF into the bytes that llama-quantize would write; of a split model, name any part."""
     from pipeline import flow
@@ -196,10 +198,10 @@ def quantize(
 
     names = recipes(quant)
     if len(names) != 1:
-        raise UsageError("quantize writes one file", expected="one quantization", found=quant)
+        raise UsageError("quantize writes one file", expected="one quantization, with --quant or --recipe", found=quant)
     log = reporter(quiet=as_json)
     made = flow.quantize(
-        gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes, engine=engine
+        gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes, engine=engine, tuning=tuning
     )
     _written(made, as_json)
 

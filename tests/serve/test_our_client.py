@@ -36,4 +36,4 @@ def test_publish_to_our_registry(monkeypatch: pytest.MonkeyPatch, silent_log: An
     for tag in ("Q8_0", "latest"):
         assert all(row.ok for row in store.verify(Name.parse(f"demo:{tag}")))
     assert {check.state for check in report.checks if "pull" in check.name} <= {"proven"}
-    assert f"ollama pull --insecure {server.registry}/library/demo:Q8_0" in report.commands
+    assert f"ollama pull --insecure {server.registry}/library/demo:Q8_0" in report.targets[0].commands
