@@ -90,6 +90,26 @@ class Blueprint:
         return sum(draft.n_elements for draft in self.drafts)
 
     @property
+    def pooling_type(self) -> int | None:
+        """How vectors are pooled (enum llama_pooling_type); None where the header does not say."""
+        value = self._value("pooling_type")
+        return value if isinstance(value, int) else None
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether each token sees all others: such a model makes vectors, never text."""
+        return self._value("attention.causal") is False
+
+    @property
+    def context_length(self) -> int | None:
+        """The context that the model was trained for, in tokens."""
+        value = self._value("context_length")
+        return value if isinstance(value, int) else None
+
+    def _value(self, key: str) -> Any:
+        return next((kv.value for kv in self.metadata if kv.key == f"{self.model.arch}.{key}"), None)
+
+    @property
     def precision(self) -> str:
         """The type most weights have: the file type that "auto" stands for."""
         totals = dict.fromkeys(PRECISIONS, 0)
@@ -125,7 +145,13 @@ def from_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer, source: Source
     )
     facts = _facts_of({kv.key: kv for kv in metadata}, source.folder)
     _check_adapted(checkpoint, drafts)
-    notes = (*checkpoint.notes, *archs.notes(arch, config), *tokenizer.notes, *_dropped(mapped))
+    notes = (
+        *checkpoint.notes,
+        *archs.notes(arch, config),
+        *checkpoint.sentence_facts().notes,
+        *tokenizer.notes,
+        *_dropped(mapped),
+    )
     return Blueprint(metadata, tuple(drafts), facts, notes)
 
 

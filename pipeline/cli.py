@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from pipeline import __version__
-from pipeline.commands import look, make, stock
+from pipeline.commands import look, make, many, serving, stock
 from pipeline.errors import PipelineError, ResourceError, from_os_error
 
 _SAME_WISH_S = 1.0  # a terminal that closes may send SIGHUP twice
@@ -116,7 +116,8 @@ for command in (
     make.quantize,
     make.modelfile,
     make.pull,
-    stock.serve,
+    many.batch,
+    serving.serve,
     stock.run,
     stock.list_,
     stock.rm,

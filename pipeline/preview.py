@@ -5,38 +5,48 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import data, flow, machine, publish
-from pipeline.blueprint import Blueprint
+from pipeline import data, decide, flow, machine, publish, quant
+from pipeline import delivery as deliveries
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
 from pipeline.job import Job, Prepared
 from pipeline.kv_cache import kv_cache_bytes
 from pipeline.plan import make_plan
 from pipeline.store import local_store_root
+from pipeline.tuning import Tuning
 from pipeline.types import Blob, Log, Plan
 
 _CONTEXT = 4096  # tokens
 _SHOWN = 20  # names of dropped tensors
 
 
-def describe_plan(prepared: Prepared, recipe: str, context: int, threads: int = 0) -> dict[str, Any]:
+def describe_plan(
+    prepared: Prepared,
+    recipe: str,
+    context: int,
+    threads: int = 0,
+    engine: str = quant.AUTO,
+    tuning: Tuning | None = None,
+) -> dict[str, Any]:
     """Describe the file that *recipe* would give: sizes in bytes, shapes row-major, times in seconds.
 
-    *context*, in tokens, is what the KV cache is estimated for; it never exceeds what the model was trained for.
-    Memory and time are estimates for this machine with *threads* workers; "kv_cache_bytes" is None where the header
-    does not tell.
+    *tuning* changes the recipe.  *context*, in tokens, is what the KV cache is estimated for; it never exceeds what the
+    model was trained for.
+    Memory and time are estimates for this machine with *threads* workers of *engine*; "kv_cache_bytes" is None where
+    the header does not tell.
     """
-    plan = make_plan(prepared.blueprint, recipe)
+    plan = make_plan(prepared.blueprint, recipe, tuning)
     parameters = prepared.blueprint.n_parameters
-    tokens = min(context, _trained_for(prepared.blueprint) or context)
+    tokens = min(context, prepared.blueprint.context_length or context)
     cache = kv_cache_bytes(prepared.blueprint.model.arch, prepared.blueprint.metadata, tokens)
     return {
         "model": prepared.source.name,
         "recipe": plan.recipe,
+        "tuning": list(plan.tuning),
         "tensors": [
             {"name": t.name, "shape": list(t.shape), "type": t.type, "n_bytes": t.n_bytes} for t in plan.tensors
         ],
@@ -46,9 +56,9 @@ def describe_plan(prepared: Prepared, recipe: str, context: int, threads: int = 
         "bits_per_weight": 8 * sum(t.n_bytes for t in plan.tensors) / parameters,
         "disk": str(local_store_root()),
         "disk_free": _disk_free(local_store_root()),
-        "memory_bytes": bytes_to_write([plan], threads),
+        "memory_bytes": bytes_to_write([plan], threads, engine),
         "memory_free": machine.available_memory(),
-        "seconds": round(seconds_to_write([plan], threads), 3),
+        "seconds": round(seconds_to_write([plan], threads, engine), 3),
         "kv_cache_context": tokens,
         "kv_cache_bytes": cache,
         "run_bytes": None if cache is None else plan.file_bytes + cache,
@@ -66,24 +76,35 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
     """
     flow.check_job(job)
     with (
-        publish.open_target(job.target) as target,
+        deliveries.opened(job.targets) as targets,
         flow.prepare(job.model, log, requantize=job.requantize, adapter=job.adapter) as prepared,
     ):
-        quants = flow.choose_quants(job.quants, prepared)
-        plans = [make_plan(prepared.blueprint, quant) for quant in quants]
+        job = replace(job, quants=flow.choose_quants(job.quants, prepared))
+        plans = [make_plan(prepared.blueprint, recipe, job.tuning) for recipe in job.quants]
         blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
-        modelfile = flow.make_modelfile(prepared, job)
-        release = flow.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
-        target.check(release.namespace, release.model, quants)
-        disk = {"disk": str(target.staging_folder), "disk_free": _disk_free(target.staging_folder)}
+        modelfile = decide.modelfile_of(prepared, job, log)
+        release = decide.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
+        for target in targets.values():
+            target.check(release.namespace, release.model, job.tags_of_all())
+        staging = next(iter(targets.values())).staging_folder
+        there = {text: publish.already_there(target, release) for text, target in targets.items()}
         return [
-            describe_plan(prepared, quant, _CONTEXT, job.threads)
-            | disk
-            | {"name": f"{release.namespace}/{release.model}:{quant}", "target": publish.redacted(job.target)}
-            | {"blobs": [asdict(blob) for blob in there.blobs], "replaces": list(there.replaces)}
-            | {"blobs_there": there.n_there, "bytes_to_send": there.bytes_to_send}
-            for quant, there in zip(quants, publish.already_there(target, release), strict=True)
+            describe_plan(prepared, recipe, _CONTEXT, job.threads, job.engine, job.tuning)
+            | {"disk": str(staging), "disk_free": _disk_free(staging)}
+            | {"name": f"{release.namespace}/{release.model}:{recipe}", "tags": job.tags_of(number)}
+            | {"targets": [_at_target(text, found[number]) for text, found in there.items()]}
+            for number, recipe in enumerate(job.quants)
         ]
+
+
+def _at_target(text: str, there: publish.Already) -> dict[str, Any]:
+    return {
+        "target": publish.redacted(text),
+        "blobs": [asdict(blob) for blob in there.blobs],
+        "replaces": list(there.replaces),
+        "blobs_there": there.n_there,
+        "bytes_to_send": there.bytes_to_send,
+    }
 
 
 def refuse_impossible(described: Sequence[dict[str, Any]]) -> None:
@@ -133,11 +154,6 @@ def _dropped(prepared: Prepared, plan: Plan) -> dict[str, Any]:
         "bytes": sum(tensor.n_bytes for tensor in left),
         "names": [tensor.name for tensor in left[:_SHOWN]],
     }
-
-
-def _trained_for(blueprint: Blueprint) -> int | None:
-    wanted = f"{blueprint.model.arch}.context_length"
-    return next((int(kv.value) for kv in blueprint.metadata if kv.key == wanted), None)
 
 
 def _disk_free(folder: Path) -> int:

@@ -2,6 +2,9 @@
 
 A large file in the Hugging Face cache is named by its content's sha256; that name is taken as it stands, as the client
 does.  All other files are read and hashed.
+
+A file is known again without being read by what the system says of it: size, times, inode and device.  The time of the
+last change of the inode is among them, which no program can set back.
 """
 
 from __future__ import annotations
@@ -9,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +25,11 @@ from pipeline.types import PlannedTensor
 
 # What a GGUF is made of beside the weights, in the folder of a checkpoint.
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "additional_chat_templates/*.jinja")
+
+# A file may change again within one tick of its file system's clock; FAT's, the coarsest, has two seconds.
+_TICK_NS = 2_000_000_000
+
+_MOST_FILES = 10_000  # of a folder that is told by how it looks
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
@@ -32,13 +41,15 @@ class SourceFile:
 
     *name* is relative to the checkpoint's folder; of another file it has the name of its folder.  *size* is in bytes,
     *sha256* 64 hex digits.  *by* is "content" where the file was hashed, "cache" where the Hugging Face cache has it
-    under that name.
+    under that name.  *seen* is what the system said of the file when it was hashed (modification and change time in
+    nanoseconds, inode, device), None where that may not tell it from a later state.
     """
 
     name: str
     size: int
     sha256: str
     by: str
+    seen: tuple[int, ...] | None = field(default=None, compare=False)
 
 
 def weights_of(tensors: Iterable[PlannedTensor]) -> tuple[Path, ...]:
@@ -100,21 +111,99 @@ class SourceHashes:
     def _file(self, path: Path) -> SourceFile:
         if self._ready:
             self._ready(path)
-        inside = path.is_relative_to(self._folder)
-        name = path.relative_to(self._folder).as_posix() if inside else f"{path.parent.name}/{path.name}"
-        try:
-            known = cached_digest(path)
-            if known:
-                return SourceFile(name, path.stat().st_size, known, "cache")
-            return SourceFile(name, path.stat().st_size, self._sha256(path), "content")
-        except OSError as error:
-            raise InputError(
-                "a source file cannot be read", where=path, found=error.strerror or error, hint="is it still there?"
-            ) from error
+        return describe(self._folder, path, self._stop)
 
-    def _sha256(self, path: Path) -> str:
-        sha256, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
-        with path.open("rb", buffering=0) as file:
-            while (n := file.readinto(buffer)) and not self._stop.is_set():
-                sha256.update(buffer[:n])
-        return sha256.hexdigest()
+
+def recognise(
+    folder: Path, paths: Iterable[Path], known: Sequence[SourceFile], *, is_same_commit: bool = False
+) -> tuple[SourceFile, ...] | None:
+    """Say whether the files at *paths* are still what *known* says; give them as they are now, or None.
+
+    What looks as it did is not read; what does not is hashed.  With *is_same_commit*, the files in *folder* are those
+    of a commit that both have, and need not even be on this machine.
+
+    Raises:
+        InputError: if a file cannot be read.
+    """
+    rows = {row.name: row for row in known}
+    found = []
+    for path in paths:
+        row = rows.pop(_name(folder, path), None)
+        if row is None:
+            return None
+        if not (is_same_commit and path.is_relative_to(folder)) and not _looks_like(path, row):
+            now = describe(folder, path)
+            if now != row:
+                return None
+            row = now
+        found.append(row)
+    return None if rows else tuple(found)
+
+
+def looks(roots: Iterable[Path]) -> list[tuple[str, int, tuple[int, ...]]] | None:
+    """Return name, size and signature of every file at or under *roots*, hidden folders left out, and of the folders.
+
+    It is None if one changed so lately that it may change unseen, or if there are too many.
+    """
+    found: list[tuple[str, int, tuple[int, ...]]] = []
+    left = list(roots)
+    while left:
+        path = left.pop()
+        try:
+            signature, is_folder = _signature(path), path.is_dir()
+            size = 0 if is_folder else path.stat().st_size
+            left += [one for one in path.iterdir() if not one.name.startswith(".")] if is_folder else []
+        except OSError:
+            return None
+        if signature is None or len(found) == _MOST_FILES:
+            return None
+        found.append((str(path.absolute()), size, signature))
+    return sorted(found)
+
+
+def describe(folder: Path, path: Path, stop: threading.Event | None = None) -> SourceFile:
+    """Hash one file; *stop* breaks that off.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    name = _name(folder, path)
+    try:
+        before = _signature(path)
+        known = cached_digest(path)
+        if known:
+            return SourceFile(name, path.stat().st_size, known, "cache", before)
+        size, digest = path.stat().st_size, _sha256(path, stop)
+        return SourceFile(name, size, digest, "content", before if before == _signature(path) else None)
+    except OSError as error:
+        raise InputError(
+            "a source file cannot be read", where=path, found=error.strerror or error, hint="is it still there?"
+        ) from error
+
+
+def _name(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else f"{path.parent.name}/{path.name}"
+
+
+def _looks_like(path: Path, row: SourceFile) -> bool:
+    try:
+        return row.seen is not None and path.stat().st_size == row.size and _signature(path) == tuple(row.seen)
+    except OSError:
+        return False
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    """Return what tells a file from its other states; None if it changed so lately that it may change unseen."""
+    stat = path.stat()
+    latest = max(stat.st_mtime_ns, stat.st_ctime_ns)
+    if latest > time.time_ns() - _TICK_NS:
+        return None
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
+
+
+def _sha256(path: Path, stop: threading.Event | None) -> str:
+    sha256, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while (n := file.readinto(buffer)) and not (stop and stop.is_set()):
+            sha256.update(buffer[:n])
+    return sha256.hexdigest()

@@ -12,8 +12,8 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -22,9 +22,11 @@ import numpy as np
 
 from pipeline import __version__, whole
 from pipeline.data import data_home, nearest_existing, require_writable
-from pipeline.errors import FormatError, ResourceError, UsageError, from_os_error
+from pipeline.delivery import Delivery, Visible
+from pipeline.errors import FormatError, PipelineError, ResourceError, UsageError, from_os_error
 from pipeline.measure import TensorError
 from pipeline.provenance import SourceFile
+from pipeline.store import Name
 from pipeline.types import KV, Blob, Check, Plan, Source, ValueType
 
 _MAX_BYTES = 100_000_000  # of a report that is read back
@@ -46,8 +48,9 @@ class TensorRow:
 class PublishedFile:
     """One published GGUF.
 
-    *name* is its full name, *manifest* that manifest's digest, *size* in bytes; *types* counts tensors by type;
-    *tensors* are in the order of the file.
+    *name* is its full name at the first target, *manifest* that manifest's digest, *size* in bytes; *types* counts
+    tensors by type; *tensors* are in the order of the file.  *key* stands for all that decided its bytes but the
+    source's weights; *tuning* says how the recipe was changed.
     """
 
     name: str
@@ -57,15 +60,19 @@ class PublishedFile:
     size: int
     types: dict[str, int]
     tensors: tuple[TensorRow, ...]
+    key: str = ""
+    tuning: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
     """What `package` did.
 
-    *sources* are the files that it was made of.  *errors* says which rows were measured: "none", "sample" (one of
-    *sample_every*) or "all".  *tokenizer* are the scalar tokenizer.* keys of the files.  *llama_cpp* is the one that
-    the proof ran, None if none did.  *seconds* is wall time, *timings* its parts; *path* is where the report lies.
+    *sources* are the files that it was made of, and *look* stands for what the job and the files looked like (None
+    where that may not tell them from others).  *targets* says what became of it at each target, *visible* what every
+    one of them shows now.  *proof* is the level of the proof.  *errors* says which rows were measured: "none", "sample"
+    (one of *sample_every*) or "all".  *tokenizer* are the scalar tokenizer.* keys of the files.  *llama_cpp* is the one
+    that the proof ran, None if none did.  *seconds* is wall time, *timings* its parts; *path* is where the report lies.
     """
 
     model: str
@@ -74,10 +81,13 @@ class Report:
     files: tuple[PublishedFile, ...]
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
-    commands: tuple[str, ...]
+    targets: tuple[Delivery, ...]
+    visible: Visible
+    look: str | None
     family: str | None
     pre_tokenizer: str
     tokenizer: dict[str, Any]
+    proof: str
     errors: str
     sample_every: int | None
     llama_cpp: str | None
@@ -85,9 +95,21 @@ class Report:
     seconds: float
     path: Path
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether all targets had it already, so that nothing was done."""
+        return all(one.state == "unchanged" for one in self.targets)
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What to paste to get the model from each target."""
+        return tuple(dict.fromkeys(command for one in self.targets for command in one.commands))
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self) | {
+            "state": "unchanged" if self.is_unchanged else "published",
+            "commands": self.commands,
             "path": str(self.path),
             "seconds": round(self.seconds, 3),
             "version": __version__,
@@ -113,6 +135,10 @@ class Stopwatch:
         """The time from the start to the last lap."""
         return self._last - self._started
 
+    def so_far(self) -> float:
+        """Return the time from the start to now."""
+        return time.monotonic() - self._started
+
     def stages(self) -> dict[str, float]:
         """Return the seconds of each stage, in the order in which they first ended."""
         return {stage: round(seconds, 3) for stage, seconds in self._stages.items()}
@@ -125,7 +151,7 @@ def describe_source(source: Source) -> dict[str, Any]:
 
 
 def describe_file(
-    name: str, manifest: str, plan: Plan, blob: Blob, errors: Sequence[TensorError] | None
+    name: str, manifest: str, plan: Plan, blob: Blob, errors: Sequence[TensorError] | None, key: str = ""
 ) -> PublishedFile:
     """Describe the file of *plan*, published as *name*; *errors* are those of its tensors, in their order."""
     found: Sequence[TensorError | None] = errors or [None] * len(plan.tensors)
@@ -133,7 +159,7 @@ def describe_file(
         TensorRow(t.name, t.type, t.shape, t.n_bytes, error) for t, error in zip(plan.tensors, found, strict=True)
     )
     types = dict(Counter(tensor.type for tensor in plan.tensors))
-    return PublishedFile(name, manifest, plan.recipe, blob.digest, blob.size, types, rows)
+    return PublishedFile(name, manifest, plan.recipe, blob.digest, blob.size, types, rows, key, plan.tuning)
 
 
 def describe_tokenizer(metadata: Sequence[KV]) -> dict[str, Any]:
@@ -154,9 +180,9 @@ def reports_folder() -> Path:
     return data_home() / "reports"
 
 
-def report_path(name: str) -> Path:
+def report_path(name: Name) -> Path:
     """Return where the report of the model *name* goes, one file for each name."""
-    return reports_folder() / (name.replace("/", "_").replace(":", "_") + ".json")
+    return reports_folder() / (str(name).replace("/", "_").replace(":", "_") + ".json")
 
 
 def require_room() -> None:
@@ -214,6 +240,38 @@ def load(path: Path) -> dict[str, Any]:
     return values
 
 
+def recall(path: Path) -> Report | None:
+    """Read the report at *path* back as what it was; None if there is none, or one of an earlier form."""
+    try:
+        values = load(path)
+        files = tuple(
+            PublishedFile(**(file | {"tensors": tuple(map(_row, file["tensors"]))})) for file in values["files"]
+        )
+        sources = tuple(SourceFile(**row) for row in values["sources"])
+        checks = tuple(Check(**row) for row in values["checks"])
+        targets = tuple(Delivery(**_tuples(row)) for row in values["targets"])
+        visible = _visible(values["visible"])
+        kept = {one.name: values[one.name] for one in fields(Report)}
+    except (PipelineError, TypeError, KeyError, AttributeError):
+        return None
+    made = {"files": files, "sources": sources, "checks": checks, "targets": targets, "visible": visible, "path": path}
+    return Report(**(_tuples(kept) | made))
+
+
+def _visible(row: dict[str, Any]) -> Visible:
+    blobs = {tag: tuple(Blob(**blob) for blob in blobs) for tag, blobs in row["blobs"].items()}
+    return Visible(**(row | {"blobs": blobs}))
+
+
+def _row(row: dict[str, Any]) -> TensorRow:
+    error = row["error"] and TensorError(**row["error"])
+    return TensorRow(**(_tuples(row) | {"error": error}))
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+
+
 _TEXTS, _OBJECTS = ("name", "recipe", "digest", "manifest"), ("source", "tool", "timings", "tokenizer")
 _FIGURES, _RATIOS = ("n_rows", "rmse", "max_abs"), ("relative", "cosine")
 _LISTS: dict[str, Callable[[dict[str, Any]], bool]] = {
@@ -256,9 +314,23 @@ def _all(values: Any, check: Callable[[dict[str, Any]], bool]) -> bool:
 
 def find(manifest: str) -> dict[str, Any] | None:
     """Return the newest report of the publication whose manifest has this digest ("sha256:..."), or None."""
+    return next((values for values in _newest_first() if manifest in _manifests(values)), None)
+
+
+def by_manifest() -> dict[str, dict[str, Any]]:
+    """Return the newest report of every publication, by the digest of its manifest."""
+    found: dict[str, dict[str, Any]] = {}
+    for values in _newest_first():
+        for manifest in _manifests(values):
+            found.setdefault(manifest, values)
+    return found
+
+
+def _newest_first() -> Iterator[dict[str, Any]]:
     for path in sorted(reports_folder().glob("*.json"), key=lambda one: one.stat().st_mtime, reverse=True):
         with contextlib.suppress(FormatError, UsageError):
-            values = load(path)
-            if any(file["manifest"] == manifest for file in values["files"]):
-                return values
-    return None
+            yield load(path)
+
+
+def _manifests(values: dict[str, Any]) -> list[str]:
+    return [file["manifest"] for file in values["files"]]

@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 
+# Heads on top of a language model or an encoder that say neither text nor a vector.
+_SCORES = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")
+
+
 @cache
 def archs() -> dict[str, Arch]:
     """Return all architectures by name."""
@@ -71,6 +75,13 @@ def match(config: Mapping[str, Any]) -> Arch:
             found=repr(classes)[:80],
         )
     arch = by_class().get(classes[0])
+    if arch is None and classes[0].endswith(_SCORES):
+        raise UnsupportedError(
+            f"{classes[0]} gives scores (a reranker or a classifier), and Ollama has no request for them",
+            where='config.json, key "architectures"',
+            expected="a model that writes text, or makes vectors",
+            hint="take an embedding model; llama.cpp itself serves rerankers (llama-server --reranking)",
+        )
     if arch is None:
         close = difflib.get_close_matches(classes[0], by_class(), n=1)
         raise UnsupportedError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.checkpoint._index import collect
 from pipeline.checkpoint._pooling import read_pooling
+from pipeline.checkpoint._sentence import SentenceFacts, read_sentence_facts
 from pipeline.errors import FormatError, InputError
 from pipeline.strict_json import has_file, json_type, read_bytes, read_json
 from pipeline.types import FileHead, SourceTensor
@@ -53,6 +54,10 @@ class Checkpoint:
     def pooling(self) -> str | None:
         """Return how an embedding model pools its vectors: "mean", "cls", "last", or None; see `read_pooling`."""
         return read_pooling(self.folder)
+
+    def sentence_facts(self) -> SentenceFacts:
+        """Return what is said beside an embedding model for its users; see `read_sentence_facts`."""
+        return read_sentence_facts(self.folder)
 
     def licenses(self) -> tuple[str, ...]:
         """Return the texts of the licence files (LICENSE*, COPYING*, NOTICE* ...), in the order of their names.

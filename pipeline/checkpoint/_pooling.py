@@ -30,16 +30,8 @@ def read_pooling(folder: Path) -> str | None:
         UnsupportedError: if it is another kind of pooling, or not the last thing done.
     """
     path = folder / _MODULES
-    if not has_file(path):
-        return None
-    data = read_bytes(path, _MAX_BYTES)
-    try:
-        modules = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FormatError("is not JSON", where=path, found=error) from error
-    if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
-        raise FormatError("does not list modules", where=path, expected="a list of objects", found=json_type(modules))
-    names = [str(m.get("type")).rpartition(".")[2] for m in modules]
+    modules = _modules(path)
+    names = [_type(m) for m in modules]
     unknown = [name for name in names if name not in _KNOWN]
     if unknown:
         raise UnsupportedError(
@@ -54,6 +46,34 @@ def read_pooling(folder: Path) -> str | None:
     if not isinstance(place, str) or not re.fullmatch(r"\w[\w.-]{0,60}", place):
         raise FormatError("does not tell where the pooling is", where=path, expected="a folder name", found=repr(place))
     return _mode(folder / place / "config.json")
+
+
+def module_names(folder: Path) -> list[str] | None:
+    """Return the kinds of modules in their order, such as "Pooling"; None where there is no modules.json.
+
+    Raises:
+        FormatError: if the file is not what it claims.
+    """
+    path = folder / _MODULES
+    return [_type(module) for module in _modules(path)] if has_file(path) else None
+
+
+def _type(module: dict[str, Any]) -> str:
+    return str(module.get("type")).rpartition(".")[2]
+
+
+def _modules(path: Path) -> list[dict[str, Any]]:
+    """Read the list of modules; none where there is no file."""
+    if not has_file(path):
+        return []
+    data = read_bytes(path, _MAX_BYTES)
+    try:
+        modules = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError("is not JSON", where=path, found=error) from error
+    if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
+        raise FormatError("does not list modules", where=path, expected="a list of objects", found=json_type(modules))
+    return modules
 
 
 def _mode(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,15 +12,54 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pipeline.units import size
+
 if TYPE_CHECKING:
     from pipeline.progress import Reporter
     from pipeline.store import Name, Store
 
+__all__ = [
+    "adapter_option",
+    "duration",
+    "gguf_path",
+    "json_option",
+    "pasteable",
+    "print_json",
+    "published",
+    "quant_option",
+    "recipes",
+    "reporter",
+    "requantize_option",
+    "size",
+    "threads_option",
+]
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
+    """A size as llama-gguf-split takes it: 500M and 2G are millions and thousands of millions of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        found = re.fullmatch(r"([1-9][0-9]{0,8})([MG])B?", str(value), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size: expected a whole number with a unit, such as 500M or 2G", param, ctx)
+        return int(found[1]) * {"M": 10**6, "G": 10**9}[found[2].upper()]
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads_option = click.option(
     "--threads", type=click.IntRange(0), default=0, metavar="N", help="Worker threads; 0 means one for each core."
+)
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "numpy", "fast"]),
+    default="auto",
+    show_default=True,
+    help="Who quantizes; fast is compiled and needs the extra `fast`.  The bytes are the same.",
 )
 quant_option = click.option(
     "--quant",
@@ -73,22 +113,14 @@ def recipes(text: str | None) -> tuple[str, ...]:
 
     if text is None:
         return ()
-    names = tuple(dict.fromkeys(part.strip().upper() for part in text.split(",") if part.strip()))
+    given = (part.strip().upper() for part in text.split(",") if part.strip())
+    names = tuple(dict.fromkeys(quant.ALIASES.get(name, name) for name in given))
     unknown = [name for name in names if name not in quant.recipes()]
     if unknown or not names:
         raise UsageError(
             f"unknown quantization {', '.join(unknown) or repr(text)}", expected=", ".join(sorted(quant.recipes()))
         )
     return names
-
-
-def size(n_bytes: float) -> str:
-    """Write a size for people, in decimal units as file managers and registries do: 1.65 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n_bytes < 1000 or unit == "TB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.2f} {unit}"
 
 
 def published(ref: str) -> tuple[Store, Name] | None:

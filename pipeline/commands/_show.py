@@ -20,12 +20,18 @@ _MARKS = {"proven": "ok", "not checked": "--", "different": "!!"}
 
 
 def report(made: Report) -> None:
-    """Print what was published, what was proven, and the commands to paste."""
+    """Print what was published where, what was proven, and the commands to paste."""
     for item in made.files:
         click.echo(f"{item.name}  {size(item.size)}  {item.digest}")
         click.echo(f"  {_worst(item, made)}")
-    click.echo("")
-    checks(made.checks)
+    if len(made.targets) > 1:
+        for one in made.targets:
+            click.echo(f"  {one.state}: {one.target}" + (f" ({one.error})" if one.error else ""))
+    if made.is_unchanged:
+        click.echo("\nunchanged: nothing was done (--again makes it all the same)")
+    else:
+        click.echo("")
+        checks(made.checks)
     click.echo(f"\nreport: {made.path}")
     click.echo("\nNow paste:\n")
     for command in made.commands:
@@ -71,12 +77,15 @@ def _worst(item: PublishedFile, made: Report) -> str:
 def preview(planned: list[dict[str, Any]]) -> None:
     """Print what a publication would write."""
     for one in planned:
-        click.echo(f"{one['name']}  {one['recipe']}  {size(one['file_bytes'])}  would be published to {one['target']}")
-        click.echo(f"  {_there(one)}")
+        click.echo(f"{one['name']}  {one['recipe']}  {size(one['file_bytes'])}")
+        if others := one["tags"][1:]:
+            click.echo(f"  also tagged {', '.join(others)}")
+        for there in one["targets"]:
+            click.echo(f"  would be published to {there['target']}: {_there(there)}")
 
 
 def _there(one: dict[str, Any]) -> str:
-    """Say what the target has of a file already."""
+    """Say what a target has of a file already."""
     text = f"{one['blobs_there']} of {len(one['blobs'])} blobs are there, {size(one['bytes_to_send'])} would be written"
     if any(blob["is_there"] is None for blob in one["blobs"]):
         text += " (less if the GGUF of this size that is there is the same)"

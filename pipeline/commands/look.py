@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.commands._common import (
     adapter_option,
+    engine_option,
     gguf_path,
     json_option,
     print_json,
@@ -16,6 +17,10 @@ from pipeline.commands._common import (
     reporter,
     threads_option,
 )
+from pipeline.commands._tuning import tuning_options
+
+if TYPE_CHECKING:
+    from pipeline.tuning import Tuning
 
 
 @click.command()
@@ -94,12 +99,14 @@ def _find_report(what: str) -> tuple[dict[str, Any], str | None]:
     help="Derive so many matrices again, and all vectors.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses them.")
+@tuning_options
 @adapter_option
 @threads_option
+@engine_option
 @json_option
 def verify(
     what: str, source: str | None, every: bool, sample: int, seed: int, adapter: Path | None, threads: int,
-    as_json: bool,
+    engine: str, as_json: bool, tuning: Tuning,
 ) -> None:  # fmt: skip
     """Prove a GGUF: read it strictly, hash a publication's blobs, and derive tensors again from the source."""
     from pipeline import verify as proofs
@@ -110,7 +117,9 @@ def verify(
         found = proofs.verify_file(path)
     else:
         log, n = reporter(quiet=as_json), None if every else sample
-        found = proofs.verify_against(path, source, log, sample=n, seed=seed, threads=threads, adapter=adapter)
+        found = proofs.verify_against(
+            path, source, log, sample=n, seed=seed, threads=threads, engine=engine, adapter=adapter, tuning=tuning
+        )
     if model is not None:
         found = proofs.verify_publication(*model, found)
     print_json(found.as_dict()) if as_json else _show.checks(found.checks)

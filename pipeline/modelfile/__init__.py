@@ -5,9 +5,10 @@ the content of the store's params layer go out.
 """
 
 from pipeline.modelfile.families import Family, families, match_family
+from pipeline.modelfile.overrides import Overrides, read_table, read_text_file
 from pipeline.modelfile.render import (
-    Overrides,
     generation_config_of,
+    make_embedding_modelfile,
     make_modelfile,
     params_layer,
     parse_parameter,
@@ -20,10 +21,13 @@ __all__ = [
     "Overrides",
     "families",
     "generation_config_of",
+    "make_embedding_modelfile",
     "make_modelfile",
     "match_family",
     "params_layer",
     "parse_parameter",
+    "read_table",
+    "read_text_file",
     "render_text",
     "sampling_metadata",
 ]

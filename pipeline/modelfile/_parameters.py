@@ -8,6 +8,8 @@ import numpy as np
 
 from pipeline.errors import PipelineError, UsageError
 
+Parameter = tuple[str, int | float | bool | str]
+
 TYPES: dict[str, type] = {
     "num_keep": int,
     "seed": int,
@@ -29,6 +31,13 @@ TYPES: dict[str, type] = {
     "num_thread": int,
     "draft_num_predict": int,
 }
+# Names of the past: Ollama warns about these and goes on without them.
+IGNORED = frozenset({
+    "penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "mirostat", "mirostat_tau",
+    "mirostat_eta",
+})  # fmt: skip
+# Ollama stops at this one since 0.34.
+_REFUSED = {"typical_p": "leave it out; min_p or top_p narrow the choice in much the same way"}
 _MEANING = {int: "an integer", float: "a number", bool: "true or false", str: "a text that is not empty"}
 _INT64 = range(-(2**63), 2**63)
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -44,14 +53,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -_FLOAT32_MAX <= value <= _FLOAT32_MAX
 
 
-def checked(
-    name: str, value: Any, *, where: str, error: type[PipelineError] = UsageError
-) -> tuple[str, int | float | bool | str]:
-    """Return the pair (*name*, *value*) with the value in the parameter's own type.
+def checked(name: str, value: Any, *, where: str, error: type[PipelineError] = UsageError) -> Parameter:
+    """Return the pair (*name*, *value*) with the value in the parameter's own type; one in IGNORED stays as it is.
 
     Raises:
-        PipelineError: an *error*, if Ollama knows no such parameter, or it has another type.
+        PipelineError: an *error*, if Ollama knows no such parameter or refuses it, or it has another type.
     """
+    if name in IGNORED:
+        return name, value
+    if name in _REFUSED:
+        raise error(f"Ollama no longer supports the parameter {name!r}", where=where, hint=_REFUSED[name])
     kind = TYPES.get(name)
     if kind is None:
         raise error(
@@ -70,7 +81,7 @@ def _fits(kind: type, value: Any) -> bool:
     return isinstance(value, kind) and value != ""
 
 
-def parse(setting: str) -> tuple[str, int | float | bool | str]:
+def parse(setting: str) -> Parameter:
     """Read one "name=value", as given on a command line.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,18 @@ import jinja2
 
 from pipeline import data
 from pipeline.errors import FormatError, UnsupportedError, UsageError
-from pipeline.modelfile import _parameters
+from pipeline.modelfile import _engine, _fim, _parameters
+from pipeline.modelfile._parameters import Parameter
 from pipeline.modelfile._quoting import quoted
 from pipeline.modelfile.families import Family, match_family
+from pipeline.modelfile.overrides import Overrides
 from pipeline.modelfile.sampling import generation_config_of, sampling_metadata, sampling_parameters
 from pipeline.types import Modelfile
 
 __all__ = [
     "Overrides",
     "generation_config_of",
+    "make_embedding_modelfile",
     "make_modelfile",
     "params_layer",
     "parse_parameter",
@@ -27,23 +30,7 @@ __all__ = [
     "sampling_metadata",
 ]
 
-Parameter = tuple[str, int | float | bool | str]
 parse_parameter = _parameters.parse
-_ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What the user says; it wins over the checkpoint and the family.
-
-    A name in *parameters* replaces all found rows of that name (stops too); *num_ctx* is in tokens; *messages* are
-    (role, content) that every conversation starts with.
-    """
-
-    parameters: tuple[Parameter, ...] = ()
-    num_ctx: int | None = None
-    system: str | None = None
-    messages: tuple[tuple[str, str], ...] = ()
 
 
 def make_modelfile(
@@ -57,38 +44,103 @@ def make_modelfile(
     families: Mapping[str, Family],
     family_name: str | None = None,
     vocabulary: Container[str] | None = None,
+    architecture: str = "",
+    tokens: Container[str] = (),
 ) -> Modelfile:
-    """Decide parameters, system prompt, licences and, if *with_template*, the Go template.
+    """Decide what the Modelfile of a model that writes text says; *licenses* are the checkpoint's.
 
     Stops are those of the family that the model can say, then *eos_texts* (the texts of its end-of-generation tokens).
     The model can say what is in *vocabulary*; without one, what its chat template or *eos_texts* name.
 
+    There is no template where the checkpoint has its own, unless *with_template* or the user brings one.  A base model,
+    which has none, gets its text as it is (Ollama would put it into ChatML), and `insert` where *architecture* or the
+    user says that it was trained to fill in the middle and *tokens* has what that needs.
+
     Raises:
         FormatError: if generation_config.json has a value of a wrong type, or two families match equally.
-        UnsupportedError: if a template is wanted and no family matches.
+        UnsupportedError: if a template or `insert` is wanted and there is nothing to make it of.
         UsageError: if an override is nothing that Ollama takes, or *family_name*, which wins over the template, is no
             family.
     """
+    overrides.check()
     family = match_family(chat_template, families) if family_name is None else _named(family_name, families)
-    if with_template and family is None:
+    if with_template and overrides.template is None and (family is None or family.template is None):
         raise UnsupportedError(
-            "no chat family fits this checkpoint, so there is no Go template for it",
-            expected=f"one of {', '.join(sorted(families))}",
+            f"chat family {family.name!r} has no Go template"
+            if family
+            else "no chat family fits this checkpoint, so there is no Go template for it",
+            expected=f"one of {', '.join(sorted(name for name, one in families.items() if one.template))}",
             hint="publish without a template: Ollama then uses the checkpoint's own; or add templates/chat/<family>.j2",
         )
     found = dict(family.sampling if family else ()) | dict(sampling_parameters(generation_config))
     stops = [s for s in family.stops if _can_say(s, chat_template, eos_texts, vocabulary)] if family else []
     stops = list(dict.fromkeys(s for s in (*stops, *eos_texts) if s))
-    wanted = _wanted(overrides)
-    replaced = {name for name, _ in wanted}
-    rows = [*found.items(), *(("stop", s) for s in stops)]
-    return Modelfile(
-        parameters=(*(row for row in rows if row[0] not in replaced), *wanted),
-        template=family.template if family and with_template else None,
-        system=overrides.system or None,
-        licenses=tuple(text for text in licenses if text),
-        messages=_messages(overrides),
+    template = overrides.template or (family.template if family and with_template else None)
+    if template is None and chat_template is None and overrides.renderer is None:
+        template = _fim.PLAIN
+    made = _said(overrides, [*found.items(), *(("stop", s) for s in stops)], licenses)
+    return replace(
+        made,
+        template=_with_fim(template, overrides, architecture, tokens),
         family=family.name if family else None,
+    )
+
+
+def make_embedding_modelfile(*, max_tokens: int | None, licenses: Sequence[str], overrides: Overrides) -> Modelfile:
+    """Decide what the Modelfile of an embedding model says; *max_tokens* is where its makers cut a text.
+
+    Raises:
+        UsageError: if an override is nothing that Ollama takes, or means nothing for an embedding model.
+    """
+    overrides.check()
+    chatty = ("system", "messages", "template", "renderer", "parser", "fim")
+    useless = [name for name in chatty if getattr(overrides, name) not in (None, ())]
+    if useless:
+        raise UsageError("an embedding model is not prompted", where=useless[0], hint=f"leave out {', '.join(useless)}")
+    return _said(overrides, [] if max_tokens is None else [("num_ctx", max_tokens)], licenses)
+
+
+def _said(overrides: Overrides, rows: Sequence[Parameter], licenses: Sequence[str]) -> Modelfile:
+    """Lay what the user says over the *rows* and *licenses* that were found."""
+    wanted = overrides.rows()
+    ignored = sorted({name for name, _ in wanted if name in _parameters.IGNORED})
+    replaced = {name for name, _ in wanted}
+    return Modelfile(
+        parameters=(
+            *(row for row in rows if row[0] not in replaced),
+            *(row for row in wanted if row[0] not in ignored),
+        ),
+        system=overrides.system or None,
+        licenses=tuple(text for text in (licenses if overrides.licenses is None else overrides.licenses) if text),
+        messages=overrides.messages,
+        requires=_engine.version(overrides.requires) if overrides.requires else None,
+        renderer=overrides.renderer or None,
+        parser=overrides.parser or None,
+        notes=tuple(f"Ollama no longer has the parameter {name!r}: it is left out" for name in ignored),
+    )
+
+
+def _with_fim(template: str | None, overrides: Overrides, architecture: str, tokens: Container[str]) -> str | None:
+    """Let *template* fill in the middle, where the model was trained for it or the user says so."""
+    trained = architecture in _fim.TRAINED and template == _fim.PLAIN
+    if overrides.fim is False or not (trained or overrides.fim):
+        return template
+    fim = _fim.find(tokens)
+    if fim is not None and template is not None:
+        return _fim.template(fim, template)
+    if not overrides.fim:
+        return template
+    if fim is None:
+        raise UnsupportedError(
+            "the tokenizer has no tokens for filling in the middle",
+            where="fim",
+            expected="such as <fim_prefix>, <fim_suffix> and <fim_middle>",
+            hint="leave fim out, or bring a template of your own that uses .Suffix",
+        )
+    raise UnsupportedError(
+        "Ollama offers `insert` through a Go template alone, and this model is prompted by its own chat template",
+        where="fim",
+        hint="add --with-template if its chat family has one, or bring a template of your own",
     )
 
 
@@ -120,6 +172,9 @@ def render_text(modelfile: Modelfile, from_: str, templates_dir: Path | None = N
             system=modelfile.system,
             messages=modelfile.messages,
             licenses=modelfile.licenses,
+            requires=modelfile.requires,
+            renderer=modelfile.renderer,
+            parser=modelfile.parser,
         )
     except (jinja2.TemplateError, UnicodeDecodeError) as exc:
         raise FormatError("the Modelfile layout cannot be rendered", where=path, found=str(exc)) from exc
@@ -152,27 +207,6 @@ def _can_say(stop: str, chat_template: str | None, eos_texts: Sequence[str], voc
     if stop in eos_texts:
         return True
     return stop in (chat_template or "") if vocabulary is None else stop in vocabulary
-
-
-def _wanted(overrides: Overrides) -> tuple[Parameter, ...]:
-    pairs = list(overrides.parameters)
-    if overrides.num_ctx is not None:
-        pairs.append(("num_ctx", overrides.num_ctx))
-    rows = [_parameters.checked(name, value, where="parameter") for name, value in pairs]
-    names = [name for name, _ in rows if name != "stop"]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise UsageError(f"parameter {twice!r} is given twice")
-    if any(name == "num_ctx" and int(value) <= 0 for name, value in rows):
-        raise UsageError("num_ctx is a number of tokens", expected="1 or more")
-    return tuple(rows)
-
-
-def _messages(overrides: Overrides) -> tuple[tuple[str, str], ...]:
-    for role, _ in overrides.messages:
-        if role not in _ROLES:
-            raise UsageError("a message has an unknown role", expected=", ".join(_ROLES), found=role)
-    return overrides.messages
 
 
 def _text(value: int | float | bool | str) -> str:

@@ -5,18 +5,21 @@ Out: manifests that appear last, all of them or none, and the commands that use 
 """
 
 from pipeline.publish._already import Already, Coming, already_there
-from pipeline.publish._release import Published, Release, ReleaseEntry, require_name, split_name
+from pipeline.publish._layers import manifests
+from pipeline.publish._release import Prompt, Published, Release, ReleaseEntry, require_name, split_name
 from pipeline.publish._target import PublishTarget, TargetKind, open_target, redacted, targets
 
 __all__ = [
     "Already",
     "Coming",
+    "Prompt",
     "PublishTarget",
     "Published",
     "Release",
     "ReleaseEntry",
     "TargetKind",
     "already_there",
+    "manifests",
     "open_target",
     "redacted",
     "require_name",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.publish._release import ReleaseEntry
+from pipeline.publish._release import Release, ReleaseEntry
 from pipeline.store import Manifest, config_bytes, gojson, manifest
 from pipeline.store.blobs import hash_bytes
 from pipeline.types import Layer
@@ -25,6 +25,11 @@ def assemble(entry: ReleaseEntry) -> Assembled:
     *layers, last = [Layer(kind, blob) for kind, _, blob in texts]
     made = Manifest(last, (Layer(manifest.MODEL, entry.gguf_blob), *layers))
     return Assembled(made, {blob.digest: data for _, data, blob in texts})
+
+
+def manifests(release: Release) -> dict[str, Manifest]:
+    """Return the manifest that each tag of *release* names; the GGUF files themselves are not looked at."""
+    return {tag: made for entry in release.entries for made in [assemble(entry).manifest] for tag in entry.tags}
 
 
 def text_layers(entry: ReleaseEntry) -> tuple[tuple[str, bytes], ...]:
@@ -49,4 +54,11 @@ def text_layers(entry: ReleaseEntry) -> tuple[tuple[str, bytes], ...]:
 
 def config(entry: ReleaseEntry) -> bytes:
     """Return the content of the config blob."""
-    return config_bytes(entry.architecture, entry.parameter_count, entry.file_type)
+    return config_bytes(
+        entry.architecture,
+        entry.parameter_count,
+        entry.file_type,
+        renderer=entry.renderer,
+        parser=entry.parser,
+        requires=entry.requires,
+    )

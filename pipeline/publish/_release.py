@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import UsageError
 from pipeline.store import Name, slug
@@ -21,7 +21,8 @@ class ReleaseEntry:
 
     *gguf* is a file from the target's staging, or any other file (which is copied); its content is *gguf_blob*.
     *params* are Ollama's parameters, a list where one may repeat (stop); *messages* are pairs of role and content.
-    A text that is None or empty gets no layer.
+    A text that is None or empty gets no layer; *renderer*, *parser* and *requires* go into the config.
+    *fallback_template* is a Go template for a place that would otherwise make one up.
     """
 
     tags: tuple[str, ...]
@@ -35,15 +36,28 @@ class ReleaseEntry:
     params: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[tuple[str, str]] = ()
     licenses: Sequence[str] = ()
+    renderer: str | None = None
+    parser: str | None = None
+    requires: str | None = None
+    fallback_template: str | None = None
+
+
+class Prompt(NamedTuple):
+    """A conversation, and the *text* that the checkpoint's own template renders of it, without a leading *bos*."""
+
+    messages: tuple[Mapping[str, str], ...]
+    text: str
+    bos: str
 
 
 @dataclass(frozen=True)
 class Release:
-    """The entries that are published together under "namespace/model"."""
+    """The entries that are published together under "namespace/model"; *prompts* are for a place that renders them."""
 
     namespace: str
     model: str
     entries: tuple[ReleaseEntry, ...]
+    prompts: tuple[Prompt, ...] = ()
 
     def names(self, host: str) -> tuple[tuple[Name, ReleaseEntry], ...]:
         """Pair the full name of each tag with its entry, in order.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from pipeline import data
 from pipeline.errors import FormatError
@@ -28,7 +29,13 @@ class StoreTarget(StagedTarget):
     def published(self, namespace: str, model: str, tags: Sequence[str]) -> Mapping[str, tuple[Blob, ...]]:
         """Say what the tags name now; see `PublishTarget.published`."""
         there = [name for name in self.names(namespace, model, tags) if self.store.manifest_path(name).is_file()]
-        return {name.tag: tuple(layer.blob for layer in self.store.read_manifest(name).all_layers) for name in there}
+        return {name.tag: tuple(self._blobs(name)) for name in there}
+
+    def _blobs(self, name: Name) -> Iterator[Blob]:
+        with suppress(FormatError):  # a file that is no manifest names nothing
+            for layer in self.store.read_manifest(name).all_layers:
+                if self.store.has(layer.blob.digest, layer.blob.size):
+                    yield layer.blob
 
     def write(self, release: Release, log: Log) -> tuple[tuple[Name, ...], tuple[str, ...], tuple[Check, ...]]:
         """Put a release into the store; return its names, their manifests' digests, and what was read back."""

@@ -11,6 +11,7 @@ from typing import Protocol, Self
 from pipeline import discover
 from pipeline.errors import UsageError
 from pipeline.publish._release import Published, Release
+from pipeline.store import Name
 from pipeline.types import Blob, Log
 
 
@@ -28,6 +29,13 @@ class PublishTarget(Protocol):
             UsageError: if a name is not valid, or there in another spelling.
         """
 
+    def names(self, namespace: str, model: str, tags: Sequence[str]) -> tuple[Name, ...]:
+        """Return the full name that each tag has at this target.
+
+        Raises:
+            UsageError: if one is not valid.
+        """
+
     def staging(self, sizes: Sequence[int]) -> AbstractContextManager[list[Path]]:
         """Give one empty file for each coming GGUF of *sizes* bytes; those not published are removed at the end."""
 
@@ -42,7 +50,9 @@ class PublishTarget(Protocol):
         """
 
     def published(self, namespace: str, model: str, tags: Sequence[str]) -> Mapping[str, tuple[Blob, ...]]:
-        """Return the blobs that each of the tags names now, the GGUF first; a tag that names nothing is left out.
+        """Return the blobs that each of the tags names now, the GGUF first and the config last.
+
+        Left out are a tag that names nothing, and a blob that is not there in the size that its manifest states.
 
         Raises:
             AccessError: if the target does not answer.

@@ -1,11 +1,17 @@
-"""The target `ollama`: straight into the store of the Ollama on this machine; a running one sees it at once."""
+"""The target `ollama`: straight into the store of the Ollama on this machine; a running one sees it at once.
+
+Where that store is not ours to write, or another machine's (OLLAMA_HOST), the daemon is asked to take the model.
+"""
 
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import replace
 
+from pipeline.errors import AccessError
 from pipeline.publish import _daemon
+from pipeline.publish._daemon_target import DaemonTarget
 from pipeline.publish._release import Published, Release
 from pipeline.publish._store_target import StoreTarget, require_writable
 from pipeline.store import Store, ollama_store_root, registry_host
@@ -19,7 +25,8 @@ class OllamaTarget(StoreTarget):
         """Write a release into the store, and ask a running Ollama whether it lists it; see `PublishTarget.publish`."""
         self._note_owner(log)
         names, digests, checks = self.write(release, log)
-        seen = _daemon.check_listed(dict(zip(map(str, names), digests, strict=True)), self.store.root)
+        with closing(_daemon.Daemon()) as daemon:
+            seen = _daemon.check_listed(daemon, dict(zip(map(str, names), digests, strict=True)), self.store.root)
         shown = [replace(names[0], tag=entry.tags[0]) for entry in release.entries]
         return Published(names, digests, tuple(f"ollama run {name}" for name in shown), (*checks, seen))
 
@@ -41,12 +48,29 @@ class _Ollama:
         """Whether *text* is "ollama"."""
         return text == self.name
 
-    def open(self, text: str) -> OllamaTarget:  # noqa: ARG002  # there is one Ollama store
-        """Open this machine's Ollama store."""
-        store = Store(ollama_store_root(), tool="ollama")
-        require_writable(
-            store, "run as the store's owner (sudo), or publish with --to local and `ollama pull --insecure` from there"
-        )
+    def open(self, text: str) -> OllamaTarget | DaemonTarget:  # noqa: ARG002  # there is one Ollama
+        """Open this machine's Ollama store, or the daemon where its store is elsewhere or not ours to write.
+
+        Raises:
+            AccessError: if the store can not be written, and no daemon answers.
+        """
+        store, daemon = Store(ollama_store_root(), tool="ollama"), _daemon.Daemon()
+        if daemon.is_remote:
+            return DaemonTarget(daemon)
+        is_there = daemon.answers()
+        try:
+            require_writable(
+                store,
+                "run as the store's owner (sudo), start Ollama, or publish with --to local and "
+                "`ollama pull --insecure` from there",
+            )
+        except AccessError:
+            if not is_there:
+                raise
+            return DaemonTarget(daemon)
+        if is_there and not daemon.uses(store):
+            return DaemonTarget(daemon)
+        daemon.close()
         return OllamaTarget(store, registry_host())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -96,10 +96,11 @@ class RegistryTarget(StagedTarget):
 
     def _mount(self, repository: str, blob: Blob) -> None:
         """Let the registry take a blob from another repository, where the same model has another name."""
-        if self._api.blob_size(repository, blob.digest) is None:
-            source = self._api.find_elsewhere(repository, blob)
-            if source:
-                self._api.mount(repository, blob.digest, source)
+        with suppress(AccessError):  # a registry need not list what it has; the bytes can be sent
+            if self._api.blob_size(repository, blob.digest) is None:
+                source = self._api.find_elsewhere(repository, blob)
+                if source:
+                    self._api.mount(repository, blob.digest, source)
 
     def _try_pull(self, name: Name) -> Check:
         """Ask for the model as `ollama pull` does: without a login, and by the addresses that it takes."""

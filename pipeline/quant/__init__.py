@@ -11,18 +11,39 @@ from functools import cache
 
 from pipeline import discover
 from pipeline.errors import UnsupportedError
+from pipeline.quant._assign import (
+    Options,
+    TensorFacts,
+    assign,
+    compile_pattern,
+    requires_importance,
+    tensor_order_key,
+)
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
-from pipeline.quant._recipes import ModelFacts, Recipe, TensorFacts, assign, recipes, tensor_order_key
+from pipeline.quant._engines import AUTO, Engine, NumpyEngine, check_engine, describe_fast, get_engine
+from pipeline.quant._native import NativeType
+from pipeline.quant._recipes import ALIASES, ModelFacts, Recipe, recipes
 
 __all__ = [
+    "ALIASES",
+    "AUTO",
     "SCRATCH_BYTES",
     "BlockType",
+    "Engine",
     "ModelFacts",
+    "NativeType",
+    "NumpyEngine",
+    "Options",
     "Recipe",
     "TensorFacts",
     "assign_types",
+    "check_engine",
+    "compile_pattern",
+    "describe_fast",
     "get",
+    "get_engine",
     "recipes",
+    "requires_importance",
     "tensor_order_key",
     "types",
 ]
@@ -52,12 +73,16 @@ def get(name: str) -> BlockType:
     return table[name]
 
 
-def assign_types(recipe: Recipe, tensors: Sequence[TensorFacts], model: ModelFacts) -> list[str]:
+def assign_types(
+    recipe: Recipe, tensors: Sequence[TensorFacts], model: ModelFacts, options: Options | None = None
+) -> list[str]:
     """Return the type of each of *tensors*, as `llama-quantize` chooses it.
 
     *tensors* are all tensors of the model in llama-quantize's order, that of `tensor_order_key`.
 
     Raises:
         FormatError: if a feed-forward tensor of a model with experts does not name its layer.
+        UnsupportedError: if no type fits the rows of a tensor.
+        UsageError: if an option is no regular expression.
     """
-    return assign(recipe, tensors, model, _types())
+    return assign(recipe, tensors, model, options or Options(), _types())

@@ -97,16 +97,23 @@ class Weights(NamedTuple):
     row_mean: F32
 
 
+def row_means(x: F32) -> F32:
+    """Return the mean square of each row of *x*, (n_rows, n_cols)."""
+    n_rows, n_cols = x.shape
+    step = max(1, SCRATCH_BYTES // 4 // max(1, n_cols))
+    means = np.empty(n_rows, np.float32)
+    with np.errstate(all="ignore"):
+        for start in range(0, n_rows, step):
+            means[start : start + step] = sum_of_squares(x[start : start + step]) / np.float32(n_cols)
+    return means
+
+
 class _Weighing:
     """Hands out the weights of tiles of *x*, (n_rows, n_cols)."""
 
     def __init__(self, kind: BlockType, x: F32, importance: F32) -> None:
         self._importance = importance.reshape(-1, kind.block_size)
-        n_rows, n_cols = x.shape if kind.weighs_rows else (0, 1)
-        step = max(1, SCRATCH_BYTES // 4 // n_cols)
-        self._means = np.empty(n_rows, np.float32)
-        for start in range(0, n_rows, step):
-            self._means[start : start + step] = sum_of_squares(x[start : start + step]) / np.float32(n_cols)
+        self._means = row_means(x) if kind.weighs_rows else np.empty(0, np.float32)
 
     def of(self, tile: slice) -> Weights:
         """Return the weights of some blocks."""
@@ -161,9 +168,7 @@ class BlockType(ABC):
             FormatError: if a row cannot be cut into blocks.
             UsageError: if an array has another type, shape or memory order.
         """
-        self._check(x, out)
-        if importance is not None:
-            self._check_importance(x, importance)
+        self.check(x, out, importance)
         blocks, data = x.reshape(-1, self.block_size), out.reshape(-1, self.type_size)
         is_weighted = importance is not None and self.is_weighted and len(blocks) > 0
         with np.errstate(all="ignore"):
@@ -174,6 +179,12 @@ class BlockType(ABC):
                     self._quantize_tile(blocks[tile], data[tile])
                 else:
                     self.quantize_weighted(blocks[tile], data[tile], weigh.of(tile))
+
+    def check(self, x: F32, out: U8, importance: F32 | None = None) -> None:
+        """Refuse arguments that `quantize_rows` does not take; it says which."""
+        self._check(x, out)
+        if importance is not None:
+            self._check_importance(x, importance)
 
     def dequantize_rows(self, data: U8, out: F32) -> None:
         """Expand *data*, uint8 (n_rows, row_bytes), into *out*, float32 (n_rows, n_cols), both C-contiguous.

@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from pipeline.quant._base import F32, U8, U32, Array, Index, Take
-from pipeline.quant._kernels import first_of_magnitude, signed_largest
+from pipeline.quant._base import F32, U8, U16, U32, Array, Index, Take
+from pipeline.quant._kernels import first_of_magnitude, fp16_bits, signed_largest
+from pipeline.quant._search import first_zeros
 
 TILE_BLOCKS: Final = 8192
 _NIBBLE_BITS: Final = np.uint32(0x01010101)
@@ -92,6 +93,25 @@ def largest_element(x: F32, buf: GroupBuffers) -> F32:
     if len(ties):
         value[ties] = first_of_magnitude(x[ties].T, amax[ties])
     return value
+
+
+def affine_blocks(x: F32, buf: GroupBuffers, n_max: int) -> tuple[U16, U16]:
+    """Mirror the common part of `quantize_row_q4_1_ref` and `_q5_1_ref` for *x*, (n, 32); the quants are left in `q`.
+
+    Return the float16 bits of scale and minimum, (n,) each.
+    """
+    buf.load(x)
+    lowest = buf.minimum()
+    first_zeros(x, lowest)
+    # The sum with zero makes a difference of two zeros positive, as that of one and the same element is.
+    d, inverse, bad = scales((buf.maximum() - lowest + np.float32(0)) / np.float32(n_max))
+    scaled = np.subtract(buf.x, buf.spread(lowest), out=buf.x)
+    scaled *= buf.spread(inverse)
+    scaled += np.float32(0.5)
+    np.copyto(buf.q, scaled, casting="unsafe")
+    if len(bad):
+        buf.q.reshape(8, -1, 4)[:, bad] = 0
+    return fp16_bits(d), fp16_bits(lowest)
 
 
 def pack_nibbles(q: U8, out: Array) -> None:

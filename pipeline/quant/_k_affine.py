@@ -1,56 +1,125 @@
-"""What Q4_K and Q5_K share: super-blocks of 8 sub-blocks of 32, with 6-bit scales and 6-bit minimums."""
+"""What Q2_K, Q4_K and Q5_K share: super-blocks of sub-blocks with a scale and a minimum each, themselves quantized."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from pipeline.quant._base import F32, U8, Array, Take, workspace
+from pipeline.quant._base import F32, U8, Array, Take, sum_of_squares, workspace
 from pipeline.quant._kernels import NEAREST_LIMIT, fp16_bits, fp16_to_fp32, nearest_int
-from pipeline.quant._search import Affine, Candidates, Range, SearchBuffers, make_qkx2_quants, quants
+from pipeline.quant._linear import make_qp_quants
+from pipeline.quant._search import (
+    Affine,
+    Candidates,
+    Range,
+    SearchBuffers,
+    column_sums,
+    make_qkx_quants,
+    quants,
+    searched_quants,
+    weigh,
+    with_importance,
+)
 
 SUPER_BLOCK: Final = 256
 # Rows of 8 * 1032 elements: long rows make the many short operations on one value per sub-block cheap.
 TILE_BLOCKS: Final = 1032
 
 
+@dataclass(frozen=True)
+class Format:
+    """How a type cuts a super-block, and what its searches are given.
+
+    *length* is that of a sub-block, *scale_max* the largest stored scale.  *plan* and *weights*, which are written to
+    the second array, are those without an importance matrix; *spread* is the factor of sigma2 with one.  *store*
+    writes scales and minimums, (n_sub, n), to the field *scales* and returns them as they will be read.
+    """
+
+    length: int
+    scale_max: int
+    plan: Candidates
+    weights: Callable[[F32, F32], None]
+    spread: float
+    store: Callable[[U8, U8, Array], tuple[U8, U8]]
+
+    @property
+    def n_sub(self) -> int:
+        """Number of sub-blocks."""
+        return SUPER_BLOCK // self.length
+
+
 class AffineBuffers:
     """Scratch of one tile of n super-blocks: element i of sub-block j of super-block b at [i, j n + b]."""
 
+    length: int
+
     def __init__(self, take: Take, n: int) -> None:
-        self.x: F32 = take((32, 8 * n), np.float32)
-        self.q: U8 = take((32, 8 * n), np.uint8)
-        self.search = SearchBuffers(take, 32, 8 * n)
+        shape = (self.length, SUPER_BLOCK // self.length * n)
+        self.x: F32 = take(shape, np.float32)
+        self.q: U8 = take(shape, np.uint8)
+        self.search = SearchBuffers(take, *shape)
 
 
-def quantize_super_blocks(x: F32, y: Array, plan: Candidates) -> U8:
-    """Mirror the common part of `quantize_row_q4_K_ref` and `quantize_row_q5_K_ref`.
+class Buffers16(AffineBuffers):
+    """Scratch for sub-blocks of 16."""
 
-    Write the fields d, dmin and scales of the blocks *y*, (n,), and return L as (32, 8, n): element, sub-block,
-    super-block.
+    length = 16
+
+
+class Buffers32(AffineBuffers):
+    """Scratch for sub-blocks of 32."""
+
+    length = 32
+
+
+_BUFFERS: Final[dict[int, type[AffineBuffers]]] = {16: Buffers16, 32: Buffers32}
+
+
+def quantize_super_blocks(x: F32, y: Array, form: Format, importance: F32 | None = None) -> U8:
+    """Mirror the common part of `quantize_row_q4_K_ref` and `quantize_row_q4_K_impl` and of their like.
+
+    Write the fields d, dmin and scales of the blocks *y*, (n,), and return L as (length, n_sub, n): element, sub-block,
+    super-block.  *importance* is (n, 256).
     """
     n = len(x)
-    buf = workspace.get(AffineBuffers, n)
-    np.copyto(buf.x.reshape(32, 8, n), x.reshape(n, 8, 32).transpose(2, 1, 0))
+    buf = workspace.get(_BUFFERS[form.length], n)
+    _turn(x, form, buf.x)
     bounds = Range(np.minimum.reduce(buf.x, axis=0), np.maximum.reduce(buf.x, axis=0))
-    found = make_qkx2_quants(buf.x, bounds, plan, buf.search)
+    if importance is None:
+        form.weights(buf.x, buf.search.w)
+        found = make_qkx_quants(buf.x, bounds, form.plan, buf.search)
+        d, ls = _steps(found.scale.reshape(form.n_sub, n), form.scale_max)
+        dm, lm = _steps(-found.min.reshape(form.n_sub, n), form.scale_max)
+    else:
+        _turn(importance, form, buf.search.w)
+        mean = np.float32(form.spread) * sum_of_squares(x) / np.float32(SUPER_BLOCK)
+        weigh(buf.x, buf.search.w, np.tile(mean, form.n_sub), buf.search.w)
+        found = make_qkx_quants(buf.x, bounds, with_importance(form.plan.n_max), buf.search)
+        sums = column_sums(buf.search.w).reshape(form.n_sub, n)
+        d, ls = make_qp_quants(found.scale.reshape(form.n_sub, n), form.scale_max, sums)
+        dm, lm = make_qp_quants(-found.min.reshape(form.n_sub, n), form.scale_max, sums)
+    y["d"], y["dmin"] = fp16_bits(d), fp16_bits(dm)
+    ls, lm = form.store(ls, lm, y["scales"])
+    stored = (fp16_to_fp32(y["d"]) * ls).reshape(-1), (fp16_to_fp32(y["dmin"]) * lm).reshape(-1)
+    _final_quants(buf, bounds, found, stored, form.plan.n_max)
+    return buf.q.reshape(form.length, form.n_sub, n)
 
-    y["d"], d, ls = _six_bits(found.scale.reshape(8, n))
-    y["dmin"], dmin, lm = _six_bits(-found.min.reshape(8, n))
-    pack_scales(ls, lm, y["scales"])
-    _final_quants(buf, bounds, found, ((d * ls).reshape(-1), (dmin * lm).reshape(-1)), plan.n_max)
-    return buf.q.reshape(32, 8, n)
+
+def _turn(x: F32, form: Format, out: F32) -> None:
+    """Lay out *x*, (n, 256), as the scratch arrays are."""
+    n = len(x)
+    np.copyto(out.reshape(form.length, form.n_sub, n), x.reshape(n, form.n_sub, form.length).transpose(2, 1, 0))
 
 
-def _six_bits(values: F32) -> tuple[Array, F32, U8]:
-    """Quantize *values*, (8, n), to 6 bits: return (float16 bits of the step, its value, quants)."""
+def _steps(values: F32, top: int) -> tuple[F32, U8]:
+    """Quantize *values*, (n_sub, n), to 0..*top*: return the step, (n,), and the quants, which wrap as in C."""
     largest = np.fmax.reduce(values, axis=0, initial=np.float32(0))
     largest += np.float32(0)
-    inverse = np.divide(np.float32(63), largest, out=np.zeros_like(largest), where=largest > 0)
-    rounded = nearest_int(inverse * values).astype(np.uint8)
-    step = fp16_bits(largest / np.float32(63))
-    return step, fp16_to_fp32(step), np.minimum(rounded, np.uint8(63))
+    inverse = np.divide(np.float32(top), largest, out=np.zeros_like(largest), where=largest > 0)
+    return largest / np.float32(top), nearest_int(inverse * values).astype(np.uint8)
 
 
 def _final_quants(buf: AffineBuffers, bounds: Range, found: Affine, stored: tuple[F32, F32], n_max: int) -> None:
@@ -67,8 +136,35 @@ def _final_quants(buf: AffineBuffers, bounds: Range, found: Affine, stored: tupl
 
     kept = unscaled[found.inverse[unscaled] != 0]
     if len(kept):
-        f = (buf.x[:, kept] - found.offset[kept]) * found.inverse[kept]
-        buf.q[:, kept] = np.clip(nearest_int(f), 0, n_max)
+        buf.q[:, kept] = searched_quants(buf.x[:, kept], Affine(*(part[kept] for part in found)), n_max)
+
+
+def six_bit_weights(x: F32, out: F32) -> None:
+    """Write the weights of `quantize_row_q4_K_ref` and `_q5_K_ref`: |x| plus the root of the mean square."""
+    mean = column_sums(np.multiply(x, x, out=out)) / np.float32(len(x))
+    np.add(np.abs(x, out=out), np.sqrt(mean), out=out)
+
+
+def store_six_bits(ls: U8, lm: U8, out: Array) -> tuple[U8, U8]:
+    """Write 6-bit scales and minimums, (8, n) each, and return them as `get_scale_min_k4` reads them."""
+    top = np.uint8(63)
+    pack_scales(np.minimum(ls, top), np.minimum(lm, top), out)
+    sc, m = unpack_scales(out)
+    return sc.T, m.T
+
+
+def store_two_values(q: U8, out: Array) -> None:
+    """Write quants of 2 bits, (16, 16, n), to *out*, (n, 64): element l of four groups of 32 shares a byte."""
+    n = q.shape[-1]
+    quarters = q.reshape(16, 2, 4, 2, n) * np.array([1, 4, 16, 64], np.uint8)[:, None, None]
+    out.reshape(n, 2, 2, 16)[...] = np.bitwise_or.reduce(quarters, axis=2).transpose(3, 1, 2, 0)
+
+
+def load_two_values(qs: U8) -> U8:
+    """Return the 256 quants of 2 bits of each super-block of *qs*, (n, 64), as (n, 256)."""
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    q: U8 = (qs.reshape(-1, 2, 1, 32) >> shifts) & np.uint8(3)
+    return q.reshape(-1, 256)
 
 
 def pack_scales(ls: U8, lm: U8, out: Array) -> None:

@@ -1,4 +1,4 @@
-"""The searches of the K types: for each sub-block the scale (and minimum) with the smallest weighted error.
+"""The searches for the scale and minimum of each sub-block with the smallest weighted error, and what all searches use.
 
 A tile is laid out `(k, m)`: element i of all m sub-blocks in row i.  All sub-blocks go through the candidates together,
 and sums run down the rows in the order of the elements, as C's loops do: NumPy adds row after row there, while a sum
@@ -12,24 +12,55 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from pipeline.quant._base import F32, U8, Index, Take
-from pipeline.quant._kernels import first_of_magnitude, nearest_int, signed_largest
+from pipeline.quant._base import F32, U8, Array, Index, Take
+from pipeline.quant._kernels import first_of_magnitude, nearest_int
 
-GROUP_MAX_EPS: Final = np.float32(1e-15)
 _EXACT_COLUMNS: Final = 1024
 
 Round = Callable[[F32, int, int], None]
 
 
 class SearchBuffers:
-    """Scratch of a search over up to *m* sub-blocks of *k* elements."""
+    """Scratch of a search over up to *m* sub-blocks of *k* elements; *w*, (k, m), are the weights."""
 
     def __init__(self, take: Take, k: int, m: int) -> None:
+        self.w: F32 = take((k, m), np.float32)
         self._flat = [take((k * m,), np.float32) for _ in range(5)]
 
     def shaped(self, k: int, m: int) -> list[F32]:
-        """Return the arrays as (k, m), contiguous."""
+        """Return the other arrays as (k, m), contiguous."""
         return [flat[: k * m].reshape(k, m) for flat in self._flat]
+
+
+def first_zeros(x: F32, extremes: F32) -> None:
+    """Give an extreme of zero the sign of the first zero of its row of *x*, (n, k), as C's comparisons in a row do."""
+    at = np.flatnonzero(extremes == 0)
+    if len(at):
+        extremes[at] = first_of_magnitude(x[at].T, np.zeros(len(at), np.float32))
+
+
+def column_sums(x: F32, start: float = 0.0) -> Array:
+    """Add up each column of *x*, (k, m), in the order of the rows: from zero on, as C's loops do.
+
+    With -0 to start from, which changes nothing, it is as if the sum began with the first element.
+    """
+    if x.shape[1] > 1:
+        total: Array = np.add.reduce(x, axis=0, initial=np.float32(start))
+        return total
+    # A single column is contiguous, and NumPy would add it pairwise.
+    total = np.add.accumulate(x, axis=0)[-1]
+    total += np.float32(start)
+    return total
+
+
+def weigh(x: F32, importance: F32, mean_square: F32, out: F32) -> None:
+    """Write `qw * sqrtf(sigma2 + x*x)`, the weights of an importance matrix, to *out*, (k, m).
+
+    *importance* is (k, m), too, or lies in *out* already; *mean_square* is sigma2, (m,).
+    """
+    spread = x * x
+    spread += mean_square
+    np.multiply(importance, np.sqrt(spread, out=spread), out=out)
 
 
 def round_fast(f: F32, low: int, high: int) -> None:
@@ -61,9 +92,9 @@ class Range(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """What `make_qkx2_quants` finds, each (m,).
+    """What `make_qkx2_quants` and `make_qkx3_quants` find, each (m,).
 
-    *scale* and *min* as it returns them, though the latter not negated; *inverse* and *offset* give the L it found:
+    *scale* and *min* as they return them, though the latter not negated; *inverse* and *offset* give the L it found:
     `nearest_int(inverse * (x - offset))`.
     """
 
@@ -74,12 +105,13 @@ class Affine(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The arguments rmin, rdelta, nstep and nmax of `make_qkx2_quants`."""
+    """The arguments rmin, rdelta, nstep, nmax and use_mad of `make_qkx2_quants`."""
 
     first: float
     delta: float
     n_steps: int
     n_max: int
+    use_mad: bool = False
 
     def numerators(self) -> list[np.float32]:
         """Return `rmin + rdelta*is + nmax` for each step."""
@@ -87,35 +119,51 @@ class Candidates(NamedTuple):
         return [first + delta * np.float32(step) + top for step in range(self.n_steps + 1)]
 
 
-def make_qkx2_quants(x: F32, bounds: Range, plan: Candidates, buf: SearchBuffers) -> Affine:
-    """Mirror `make_qkx2_quants` with the weights of `quantize_row_q4_K_ref`, for *x*, (32, m).
+def with_importance(n_max: int) -> Candidates:
+    """Return what `make_qkx3_quants` is called with wherever there is an importance matrix."""
+    return Candidates(first=-0.9, delta=0.05, n_steps=36, n_max=n_max)
+
+
+def make_qkx_quants(x: F32, bounds: Range, plan: Candidates, buf: SearchBuffers) -> Affine:
+    """Mirror `make_qkx2_quants` and `make_qkx3_quants`, which do the same, for *x*, (k, m), with the weights `buf.w`.
 
     Sub-blocks of equal elements that are not positive come out as C returns them: scale 0, all L zero.  Others are
     searched; those where a rounding left the range of `rint` are searched once more with the exact rounding.
     """
-    low = np.minimum(bounds.low, np.float32(0))
+    low = bounds.low.copy()
+    low[low > 0] = 0
     flat = bounds.high == low
+    at = np.flatnonzero((bounds.high == 0) & ~flat)
+    if len(at):  # C keeps the sign of the first zero, and a difference of two zeros becomes a divisor
+        bounds.high[at] = first_of_magnitude(x[:, at], np.zeros(len(at), np.float32))
     at = np.flatnonzero(~flat)
     if len(at) > 0.9 * len(flat):  # the search leaves the few others as they are
-        found, wild = _search_affine(x, Range(low, bounds.high), plan, buf.shaped(*x.shape)[1:], round_fast)
+        found, wild = _search_affine(x, buf.w, Range(low, bounds.high), plan, buf.shaped(*x.shape)[2:], round_fast)
     else:
         found = Affine(*(np.zeros_like(low) for _ in Affine._fields))
         wild = np.empty(0, np.intp)
         if len(at):
-            part, *scratch = buf.shaped(len(x), len(at))
+            part, w, *scratch = buf.shaped(len(x), len(at))
             np.take(x, at, axis=1, out=part)
-            some, wild = _search_affine(part, Range(low[at], bounds.high[at]), plan, scratch, round_fast)
+            np.take(buf.w, at, axis=1, out=w)
+            some, wild = _search_affine(part, w, Range(low[at], bounds.high[at]), plan, scratch, round_fast)
             _put(found, at, some)
             wild = at[wild]
     for start in range(0, len(wild), _EXACT_COLUMNS):
         at = wild[start : start + _EXACT_COLUMNS]
-        scratch = [np.empty((len(x), len(at)), np.float32) for _ in range(4)]
-        exact, _ = _search_affine(x[:, at], Range(low[at], bounds.high[at]), plan, scratch, round_exact)
+        scratch = [np.empty((len(x), len(at)), np.float32) for _ in range(3)]
+        part, w = np.take(x, at, axis=1), np.take(buf.w, at, axis=1)  # contiguous, unlike x[:, at]
+        exact, _ = _search_affine(part, w, Range(low[at], bounds.high[at]), plan, scratch, round_exact)
         _put(found, at, exact)
     at = np.flatnonzero(flat)
     zeros = np.zeros(len(at), np.float32)
     _put(found, at, Affine(zeros, low[at], zeros, zeros))
     return found
+
+
+def searched_quants(x: F32, found: Affine, n_max: int) -> U8:
+    """Return the L of a search, (k, m), of all or some sub-blocks."""
+    return np.clip(nearest_int((x - found.offset) * found.inverse), 0, n_max).astype(np.uint8)
 
 
 def _put(target: Affine, at: Index, values: Affine) -> None:
@@ -124,21 +172,20 @@ def _put(target: Affine, at: Index, values: Affine) -> None:
 
 
 def _search_affine(
-    x: F32, bounds: Range, plan: Candidates, scratch: list[F32], rounding: Round
+    x: F32, w: F32, bounds: Range, plan: Candidates, scratch: list[F32], rounding: Round
 ) -> tuple[Affine, Index]:
-    """Search all of *x*, (32, m); return what was found and where *rounding* may have left its range."""
-    w, L, t, u = scratch
+    """Search all of *x*, (k, m); return what was found and where *rounding* may have left its range."""
+    L, t, u = scratch
     low, high = bounds
-    np.multiply(x, x, out=t)
-    np.add(np.abs(x, out=w), np.sqrt(np.add.reduce(t, axis=0) / np.float32(32)), out=w)
-    sum_w, sum_x = np.add.reduce(w, axis=0), np.add.reduce(np.multiply(w, x, out=t), axis=0)
+    measure = _absolute_error if plan.use_mad else _squared_error
+    sum_w, sum_x = column_sums(w), column_sums(np.multiply(w, x, out=t), start=-0.0)
 
     span = high - low
     inverse = np.float32(plan.n_max) / span
     np.multiply(np.subtract(x, low, out=L), inverse, out=L)
     rounding(L, 0, plan.n_max)
     best = Affine(np.float32(1) / inverse, low.copy(), inverse.copy(), low.copy())
-    best_error = _squared_error(x, w, L, (best.scale, best.min), t)
+    best_error = measure(x, w, L, (best.scale, best.min), t)
     at = np.flatnonzero(span)  # the others have equal elements: they come out as zeros, whatever happens here
     changes = [(at, span[at], np.zeros(len(at), np.float32))]
 
@@ -146,9 +193,9 @@ def _search_affine(
         np.divide(numerator, span, out=inverse)
         np.multiply(np.subtract(x, best.min, out=L), inverse, out=L)
         rounding(L, 0, plan.n_max)
-        sum_l = np.add.reduce(np.multiply(w, L, out=t), axis=0)
-        sum_xl = np.add.reduce(np.multiply(t, x, out=u), axis=0)
-        sum_l2 = np.add.reduce(np.multiply(t, L, out=t), axis=0)
+        sum_l = column_sums(np.multiply(w, L, out=t))
+        sum_xl = column_sums(np.multiply(t, x, out=u))
+        sum_l2 = column_sums(np.multiply(t, L, out=t))
         determinant = sum_w * sum_l2 - sum_l * sum_l
         scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         offset = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
@@ -156,7 +203,7 @@ def _search_affine(
         offset[at] = 0
         scale[at] = sum_xl[at] / sum_l2[at]
 
-        error = _squared_error(x, w, L, (scale, offset), t)
+        error = measure(x, w, L, (scale, offset), t)
         at = np.flatnonzero(error < best_error)
         at = at[determinant[at] > 0]
         best_error[at] = error[at]
@@ -167,16 +214,27 @@ def _search_affine(
     return best, _wild(*map(np.concatenate, zip(*changes, strict=True)))
 
 
-def _squared_error(x: F32, w: F32, L: F32, line: tuple[F32, F32], t: F32) -> F32:
+def _squared_error(x: F32, w: F32, L: F32, line: tuple[F32, F32], t: F32) -> Array:
     """Return the sum of `w * (scale*L + offset - x)**2` of each sub-block, with *line* (scale, offset)."""
+    _differences(x, L, line, t)
+    t *= t
+    t *= w
+    return column_sums(t)
+
+
+def _absolute_error(x: F32, w: F32, L: F32, line: tuple[F32, F32], t: F32) -> Array:
+    """Return the sum of `w * |scale*L + offset - x|` of each sub-block."""
+    _differences(x, L, line, t)
+    np.abs(t, out=t)
+    t *= w
+    return column_sums(t)
+
+
+def _differences(x: F32, L: F32, line: tuple[F32, F32], t: F32) -> None:
     scale, offset = line
     np.multiply(L, scale, out=t)
     t += offset
     t -= x
-    t *= t
-    t *= w
-    total: F32 = np.add.reduce(t, axis=0)
-    return total
 
 
 def _wild(columns: Index, span: F32, below: F32) -> Index:
@@ -187,64 +245,3 @@ def _wild(columns: Index, span: F32, below: F32) -> Index:
     """
     tame = (span >= 1e-36) & (span <= 1e38) & (np.abs(below) <= span * np.float32(1e5))
     return np.unique(columns[~tame])
-
-
-class Linear(NamedTuple):
-    """What `make_qx_quants` finds, each (m,): the scale, and the *inverse* that gives L, `nearest_int(inverse * x)`.
-
-    In the sub-blocks *empty* all magnitudes are below GROUP_MAX_EPS: scale 0, and every L is 0 there.
-    """
-
-    scale: F32
-    inverse: F32
-    empty: Index
-
-
-def make_qx_quants(x: F32, bounds: Range, n_max: int, buf: SearchBuffers) -> Linear:
-    """Mirror `make_qx_quants` with rmse_type 1 and no weights given, for *x*, (16, m)."""
-    largest, amax, ties = signed_largest(bounds.low, bounds.high)
-    if len(ties):
-        largest[ties] = first_of_magnitude(x[:, ties], amax[ties])
-    is_empty = amax < GROUP_MAX_EPS
-    empty = np.flatnonzero(is_empty)
-    if len(empty) <= 0.1 * len(amax):  # the search finds nothing in the few
-        largest[empty] = np.inf
-        return Linear(*_search_linear(x, largest, n_max, buf.shaped(*x.shape)[1:]), empty)
-    found = Linear(np.zeros_like(amax), np.zeros_like(amax), empty)
-    at = np.flatnonzero(~is_empty)
-    if len(at):
-        part, *scratch = buf.shaped(len(x), len(at))
-        np.take(x, at, axis=1, out=part)
-        found.scale[at], found.inverse[at] = _search_linear(part, largest[at], n_max, scratch)
-    return found
-
-
-def _search_linear(x: F32, largest: F32, n_max: int, scratch: list[F32]) -> tuple[F32, F32]:
-    """Search all of *x*, (16, m); return scales and inverses.  `nearest_int` is a rounding here for finite x."""
-    w, wx, *_ = scratch
-    np.multiply(x, x, out=w)
-    np.multiply(w, x, out=wx)
-    best_inverse = np.float32(-n_max) / largest
-    sum_lx, sum_l2 = _moments(x, best_inverse, n_max, scratch)
-    scale = np.divide(sum_lx, sum_l2, out=np.zeros_like(sum_lx), where=sum_l2 != 0)
-    best = scale * sum_lx
-    for step in (*range(-9, 0), *range(1, 10)):
-        inverse = -(np.float32(n_max) + np.float32(0.1) * np.float32(step)) / largest
-        sum_lx, sum_l2 = _moments(x, inverse, n_max, scratch)
-        at = np.flatnonzero(sum_lx * sum_lx > best * sum_l2)
-        at = at[sum_l2[at] > 0]
-        scale[at] = sum_lx[at] / sum_l2[at]
-        best[at] = scale[at] * sum_lx[at]
-        best_inverse[at] = inverse[at]
-    return scale, best_inverse
-
-
-def _moments(x: F32, inverse: F32, n_max: int, scratch: list[F32]) -> tuple[F32, F32]:
-    """Return the sums of `w*x*l` and of `w*L*l` with `L = nearest_int(inverse*x)`, clipped."""
-    w, wx, L, t = scratch
-    np.multiply(x, inverse, out=L)
-    round_fast(L, -n_max, n_max - 1)
-    sum_lx = np.add.reduce(np.multiply(wx, L, out=t), axis=0)
-    np.multiply(w, L, out=t)
-    t *= L
-    return sum_lx, np.add.reduce(t, axis=0)

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.quant._base import F32, U8, U32, BlockType
+from pipeline.quant._e2m1 import VALUES, nearest_e2m1
 
 _BLOCK: Final = np.dtype([("e", "u1"), ("qs", "u1", 16)])
-# Twice the values of E2M1; `_scales` are half of what the exponents say.
-_VALUES: Final = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 
 
 class _Type(BlockType):
@@ -26,15 +25,14 @@ class _Type(BlockType):
         y = out.view(_BLOCK)[:, 0]
         amax = np.fmax.reduce(np.abs(x), axis=1, initial=0)
         y["e"] = _exponents(amax)
-        nearest = _nearest(np.abs(x), _scales(y["e"])[:, None])
-        nearest[(x < 0) & (nearest > 0)] += 8
+        nearest = nearest_e2m1(x, _scales(y["e"])[:, None])
         y["qs"] = nearest[:, :16] | nearest[:, 16:] << np.uint8(4)
 
     def dequantize_blocks(self, data: U8, out: F32) -> None:
         """Mirror `dequantize_row_mxfp4`."""
         x = data.view(_BLOCK)[:, 0]
-        out[:, :16] = _VALUES[x["qs"] & np.uint8(15)]
-        out[:, 16:] = _VALUES[x["qs"] >> np.uint8(4)]
+        out[:, :16] = VALUES[x["qs"] & np.uint8(15)]
+        out[:, 16:] = VALUES[x["qs"] >> np.uint8(4)]
         out *= _scales(x["e"])[:, None]
 
 
@@ -46,22 +44,10 @@ def _exponents(amax: F32) -> U8:
 
 
 def _scales(e: NDArray[np.uint8]) -> F32:
-    """Mirror `ggml_e8m0_to_fp32_half`."""
+    """Mirror `ggml_e8m0_to_fp32_half`: half of what the exponents say, for the values are doubled."""
     wide = e.astype(np.uint32)
     bits: U32 = np.where(wide < 2, np.uint32(0x00200000) << wide, (wide - np.uint32(1)) << np.uint32(23))
     return bits.view(np.float32)
-
-
-def _nearest(x: F32, scale: F32) -> U8:
-    """Mirror `best_index_mxfp4` for numbers that are not negative: of equally near values the first."""
-    best = np.zeros(x.shape, np.uint8)
-    smallest = x.copy()
-    for index in range(1, 8):
-        error = np.abs(_VALUES[index] * scale - x)
-        is_nearer = error < smallest
-        best[is_nearer] = index
-        np.copyto(smallest, error, where=is_nearer)
-    return best
 
 
 TYPE = _Type()

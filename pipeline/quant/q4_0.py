@@ -6,7 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.quant._base import F32, U8, BlockType, workspace
+from pipeline.quant._base import F32, U8, BlockType, Weights, workspace
+from pipeline.quant._blocks32 import signed_quants, store_nibbles
 from pipeline.quant._groups import TILE_BLOCKS, GroupBuffers, largest_element, pack_nibbles, scales, unpack_nibbles
 from pipeline.quant._kernels import fp16_bits, fp16_to_fp32
 
@@ -38,6 +39,13 @@ class _Type(BlockType):
         if len(bad):
             buf.q.reshape(8, -1, 4)[:, bad] = 0
         pack_nibbles(buf.q, y["qs"])
+
+    def quantize_weighted(self, x: F32, out: U8, weights: Weights) -> None:
+        """Mirror `quantize_row_q4_0_impl`."""
+        y = out.view(_BLOCK)[:, 0]
+        d, L = signed_quants(x, weights, 8)
+        y["d"] = fp16_bits(d)
+        store_nibbles(L, y["qs"])
 
     def dequantize_blocks(self, data: U8, out: F32) -> None:
         """Mirror `dequantize_row_q4_0`."""

@@ -6,7 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.quant._base import F32, U8, BlockType, workspace
+from pipeline.quant._base import F32, U8, BlockType, Weights, workspace
+from pipeline.quant._blocks32 import signed_quants, store_fifth_bits, store_nibbles
 from pipeline.quant._groups import (
     TILE_BLOCKS,
     GroupBuffers,
@@ -49,6 +50,14 @@ class _Type(BlockType):
         y["qh"].view("<u4")[:, 0] = fifth_bits(buf.q)
         buf.q[:4] &= np.uint8(15)
         pack_nibbles(buf.q, y["qs"])
+
+    def quantize_weighted(self, x: F32, out: U8, weights: Weights) -> None:
+        """Mirror `quantize_row_q5_0_impl`."""
+        y = out.view(_BLOCK)[:, 0]
+        d, L = signed_quants(x, weights, 16)
+        y["d"] = fp16_bits(d)
+        store_fifth_bits(L, y["qh"])
+        store_nibbles(L, y["qs"])
 
     def dequantize_blocks(self, data: U8, out: F32) -> None:
         """Mirror `dequantize_row_q5_0`."""

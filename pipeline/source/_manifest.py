@@ -24,6 +24,7 @@ _NEEDED = (
     CONFIG, "generation_config.json", "tokenizer*.json", "tokenizer*.model", "spiece.model", "sentencepiece*.model",
     "*.tiktoken", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jin*", "chat_template.json", "modules.json", "README.md",
+    "config_sentence_transformers.json", "sentence_*_config.json",
     "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 # And in folders: more templates, and how an embedding model pools.

@@ -9,6 +9,8 @@ A table of models.toml is one alias:
     family = "chatml"                      # the chat family; found from the template if left out
     description = "..."
 
+    [qwen.modelfile]                       # what its Modelfile says; see pipeline.modelfile.overrides
+
 A later file replaces the whole row of the same name: shipped, `$XDG_CONFIG_HOME/gguf-pipeline`, current folder.
 """
 
@@ -17,7 +19,8 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,9 @@ from pipeline.errors import UsageError
 
 _FILE = "models.toml"
 _MAX_BYTES = 1_000_000
-_KEYS = ("repo", "folder", "branch", "quant", "family", "description")
+_TEXTS = ("repo", "folder", "branch", "quant", "family", "description")
+_TABLES = ("modelfile",)
+_KEYS = (*_TEXTS, *_TABLES)
 # An alias becomes a model's name in a registry: the characters that Ollama takes there, in lower case.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}", re.ASCII)
 _QUANT = re.compile(r"[A-Z0-9]+(_[A-Z0-9]+)*", re.ASCII)
@@ -34,7 +39,10 @@ _QUANT = re.compile(r"[A-Z0-9]+(_[A-Z0-9]+)*", re.ASCII)
 
 @dataclass(frozen=True)
 class Alias:
-    """One row of models.toml; exactly one of *repo* and *folder* (absolute) is set; *origin* is the file."""
+    """One row of models.toml; exactly one of *repo* and *folder* (absolute) is set; *origin* is the file.
+
+    *modelfile* is its table of that name, not looked into.
+    """
 
     name: str
     repo: str | None
@@ -44,6 +52,7 @@ class Alias:
     family: str | None
     description: str
     origin: Path
+    modelfile: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load() -> dict[str, Alias]:
@@ -93,7 +102,10 @@ def _row(path: Path, name: str, row: Any) -> Alias:
                 expected=", ".join(_KEYS),
                 hint=f"did you mean {near[0]}?" if near else None,
             )
-        if not isinstance(value, str) or (not value and key != "description"):
+        if key in _TABLES:
+            if not isinstance(value, dict):
+                raise UsageError(f"{key} is not a table", where=where, expected=f"[{name}.{key}]", found=repr(value))
+        elif not isinstance(value, str) or (not value and key != "description"):
             raise UsageError(f"{key} is not a text", where=where, expected="a string", found=repr(value))
     _check_target(where, row)
     quant = row.get("quant", "Q4_K_M")
@@ -108,10 +120,11 @@ def _row(path: Path, name: str, row: Any) -> Alias:
         family=row.get("family"),
         description=row.get("description", ""),
         origin=path,
+        modelfile=row.get("modelfile", {}),
     )
 
 
-def _check_target(where: str, row: dict[str, str]) -> None:
+def _check_target(where: str, row: dict[str, Any]) -> None:
     if ("repo" in row) == ("folder" in row):
         found = "both" if "repo" in row else "neither"
         raise UsageError("does not say where the model is", where=where, expected="repo or folder", found=found)

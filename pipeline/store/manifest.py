@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pipeline.store import gojson
 from pipeline.types import Blob, Layer
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
 MODEL = "application/vnd.ollama.image.model"
 PROJECTOR = "application/vnd.ollama.image.projector"
@@ -37,11 +39,13 @@ def is_digest(text: str) -> bool:
 class Manifest:
     """A config and the layers of a model (manifest/manifest.go).
 
-    What `from_bytes` does not keep: a layer's `from` and `name`, which only Ollama's own bookkeeping uses.
+    *media_type* is Docker's, as Ollama writes it, or OCI's, which other clients push and Ollama reads as well.  What
+    `from_bytes` does not keep: a layer's `from` and `name`, which only Ollama's own bookkeeping uses.
     """
 
     config: Layer
     layers: tuple[Layer, ...]
+    media_type: str = MANIFEST
 
     @property
     def all_layers(self) -> tuple[Layer, ...]:
@@ -53,6 +57,11 @@ class Manifest:
         """Bytes of all layers and the config, as `ollama list` counts."""
         return sum(layer.blob.size for layer in self.all_layers)
 
+    @property
+    def digest(self) -> str:
+        """The digest of its bytes: what a registry and `ollama list` know it by."""
+        return f"sha256:{hashlib.sha256(self.to_bytes()).hexdigest()}"
+
     def to_bytes(self) -> bytes:
         """Encode compactly in Ollama's key order, with no newline at the end.
 
@@ -61,7 +70,7 @@ class Manifest:
         return gojson.encode(
             {
                 "schemaVersion": 2,
-                "mediaType": MANIFEST,
+                "mediaType": self.media_type,
                 "config": _layer_json(self.config),
                 "layers": [_layer_json(layer) for layer in self.layers],
             }
@@ -85,16 +94,29 @@ class Manifest:
         layers = tree.get("layers")
         if not isinstance(layers, list) or not layers:
             raise FormatError("a manifest without layers", where=where, found=data[:80])
-        return cls(_layer(tree.get("config"), where), tuple(_layer(layer, where) for layer in layers))
+        # only OCI allows to leave it out; Ollama looks at none
+        media_type = OCI_MANIFEST if tree.get("mediaType", OCI_MANIFEST) == OCI_MANIFEST else MANIFEST
+        return cls(_layer(tree.get("config"), where), tuple(_layer(layer, where) for layer in layers), media_type)
 
 
-def config_bytes(architecture: str, parameter_count: int, file_type: str) -> bytes:
+def config_bytes(
+    architecture: str,
+    parameter_count: int,
+    file_type: str,
+    *,
+    renderer: str | None = None,
+    parser: str | None = None,
+    requires: str | None = None,
+) -> bytes:
     """Make the config blob that `ollama create` makes for a GGUF (ConfigV2, types/model/config.go).
 
     Args:
         architecture: general.architecture of the GGUF.
         parameter_count: number of weights.
         file_type: name of the quantization, such as "Q4_K_M".
+        renderer: name of the code in Ollama that writes the prompt.
+        parser: name of the code in Ollama that reads the answer.
+        requires: the oldest Ollama that shall run it.
     """
     config = {
         "model_format": "gguf",
@@ -103,7 +125,8 @@ def config_bytes(architecture: str, parameter_count: int, file_type: str) -> byt
         "model_type": human_number(parameter_count),
         "file_type": file_type,
     }
-    return gojson.encode(config) + b"\n"
+    named = {"renderer": renderer, "parser": parser, "requires": requires}
+    return gojson.encode(config | {key: value for key, value in named.items() if value}) + b"\n"
 
 
 def human_number(count: int) -> str:

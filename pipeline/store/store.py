@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -87,7 +87,7 @@ class Store(Blobs):
 
     def writing(self, waiting: Message = _quiet) -> AbstractContextManager[None]:
         """Hold the store's lock as one of its writers; *waiting* gets a sentence if a removal must finish first."""
-        return self._locked(locks.shared, waiting)
+        return self.locked(locks.shared, waiting)
 
     def manifest_path(self, name: Name) -> Path:
         """Return where the manifest of *name* lies, whether or not it exists."""
@@ -146,10 +146,21 @@ class Store(Blobs):
             AccessError: if a blob is missing or has another size, or the disk refuses.
             UsageError: if a name is there in another spelling of upper and lower case.
         """
+        return self._write(items, [manifest.to_bytes() for _, manifest in items])
+
+    def write_manifest_bytes(self, name: Name, data: bytes) -> str:
+        """Make one model visible with a manifest as somebody else encoded it, kept byte for byte; return its digest.
+
+        Raises:
+            FormatError: if *data* is no manifest.
+            AccessError, UsageError: as for `write_manifests`.
+        """
+        return self._write([(name, Manifest.from_bytes(data))], [data])[0]
+
+    def _write(self, items: Sequence[tuple[Name, Manifest]], data: Sequence[bytes]) -> tuple[str, ...]:
         self._require_blobs(items)
         self.check_names([name for name, _ in items])
         with _disk.translated(self.manifests_dir), ExitStack() as undo:
-            data = [manifest.to_bytes() for _, manifest in items]
             temps = [undo.enter_context(self._manifest_temp(text)) for text in data]
             crash.point("manifest written")
             with ExitStack() as restore:
@@ -174,23 +185,26 @@ class Store(Blobs):
         """Return what lies under manifests/ and names no model."""
         return tuple(found for found in self._scan() if isinstance(found, Problem))
 
-    def remove(self, name: Name, waiting: Message = _quiet) -> tuple[Blob, ...]:
-        """Remove a model and the blobs that no other manifest names; return those blobs.
+    def remove(self, *names: Name, waiting: Message = _quiet, dry_run: bool = False) -> tuple[Blob, ...]:
+        """Remove models and the blobs that no other manifest names; return those blobs.  With *dry_run* all stays.
 
         Raises:
-            UsageError: if the store has no such model.
+            UsageError: if the store has no such model; then none is removed.
             AccessError: if the disk refuses.
         """
-        with self._locked(locks.exclusive, waiting):
-            own = _digests(self.manifest_bytes(name))
-            path = self.manifest_path(name)
-            with _disk.translated(path):
-                path.unlink()
-                crash.point("manifest removed")
-                _disk.sync_folder(path.parent)
-                _disk.remove_empty_folders(path.parent, self.manifests_dir)
-                blobs = [self.blob_path(digest) for digest in sorted(own - self._referenced())]
-                return tuple(_unlinked(blob, "blob removed") for blob in blobs if blob.exists())
+        with self.locked(locks.exclusive, waiting):
+            own = {digest for name in names for digest in _digests(self.manifest_bytes(name))}
+            paths = dict.fromkeys(self.manifest_path(name) for name in names)
+            unused = sorted(own - self.referenced(without=paths))
+            blobs = [path for path in map(self.blob_path, unused) if path.exists()]
+            for path in paths if not dry_run else ():
+                with _disk.translated(path):
+                    path.unlink()
+                    crash.point("manifest removed")
+                    _disk.sync_folder(path.parent)
+                    _disk.remove_empty_folders(path.parent, self.manifests_dir)
+            with _disk.translated(self.blobs_dir):
+                return tuple(_unlinked(path, "blob removed", dry_run) for path in blobs)
 
     def sweep(self) -> None:
         """Remove the temporary files that killed processes of ours left; none while another process is at work."""
@@ -210,7 +224,7 @@ class Store(Blobs):
             FormatError: if a manifest can not be read: the blobs that it names are then unknown.
             AccessError: if the disk refuses.
         """
-        with self._locked(locks.exclusive, waiting), _disk.translated(self.root):
+        with self.locked(locks.exclusive, waiting), _disk.translated(self.root):
             for problem in self.problems():
                 raise FormatError(
                     "a bad manifest: which blobs it needs is unknown, so none are removed",
@@ -222,7 +236,7 @@ class Store(Blobs):
             with locks.sweeping(self.root) as alone:
                 found = [*self._unreferenced(), *(self._temporaries() if alone else ())]
                 old = [path for path in found if path.stat().st_mtime <= limit]
-                sizes = [path.stat().st_size if dry_run else _unlinked(path, "garbage removed").size for path in old]
+                sizes = [_unlinked(path, "garbage removed", dry_run).size for path in old]
                 return tuple(map(Swept, old, sizes))
 
     def verify(self, name: Name) -> Iterator[Verified]:
@@ -244,7 +258,8 @@ class Store(Blobs):
             yield Verified(layer, found == layer.blob, f"{found.size} bytes" if other_size else found.digest)
 
     @contextmanager
-    def _locked(self, lock: locks.Lock, waiting: Message) -> Iterator[None]:
+    def locked(self, lock: locks.Lock, waiting: Message = _quiet) -> Iterator[None]:
+        """Hold the store's *lock*, of either kind; the root is made if it is missing."""
         with ExitStack() as stack:
             with _disk.translated(self.root):
                 _disk.make_folder(self.root)
@@ -274,15 +289,13 @@ class Store(Blobs):
             level = [path for folder in level if folder.is_dir() for path in _children(folder)]
         return (path for path in level if not path.is_dir())
 
-    def _referenced(self) -> set[str]:
-        """Collect every digest that any manifest file mentions, the bad ones included."""
-        used: set[str] = set()
-        for path in self._manifest_files():
-            used |= _digests(path.read_bytes())
-        return used
+    def referenced(self, without: Collection[Path] = ()) -> set[str]:
+        """Collect every digest that any manifest file mentions, the bad ones included; *without* are left out."""
+        paths = [path for path in self._manifest_files() if path not in without]
+        return {digest for path in paths for digest in _digests(path.read_bytes())}
 
     def _unreferenced(self) -> Iterator[Path]:
-        used = self._referenced()
+        used = self.referenced()
         for path in sorted(self.blobs_dir.glob("sha256-*")):
             if _BLOB_FILE.fullmatch(path.name) and path.name.replace("-", ":") not in used:
                 yield path
@@ -378,9 +391,10 @@ def _children(folder: Path) -> list[Path]:
     return []
 
 
-def _unlinked(path: Path, point: str) -> Blob:
-    """Remove a file, pass the crash point *point*, and tell what the file was."""
-    size = path.stat().st_size
-    path.unlink()
-    crash.point(point)
-    return Blob(path.name.replace("-", ":", 1), size)
+def _unlinked(path: Path, point: str, dry_run: bool = False) -> Blob:
+    """Remove a file, pass the crash point *point*, and tell what the file was; with *dry_run* only tell."""
+    blob = Blob(path.name.replace("-", ":", 1), path.stat().st_size)
+    if not dry_run:
+        path.unlink()
+        crash.point(point)
+    return blob

@@ -6,7 +6,7 @@ template; weights are never touched and nothing is run.  What llama.cpp cannot f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,19 @@ class Tokenizer:
     notes: tuple[str, ...]
 
     @property
+    def tokens(self) -> Sequence[str]:
+        """The text of each token, by id."""
+        return next(kv.value for kv in self.metadata if kv.key == "tokenizer.ggml.tokens")
+
+    @property
+    def tool_template(self) -> str | None:
+        """The chat template for conversations with tools, if there is another one for them."""
+        return next((str(kv.value) for kv in self.metadata if kv.key == "tokenizer.chat_template.tool_use"), None)
+
+    @property
     def eos_texts(self) -> tuple[str, ...]:
         """The texts of *eos_ids*."""
-        tokens = next(kv.value for kv in self.metadata if kv.key == "tokenizer.ggml.tokens")
+        tokens = self.tokens
         return tuple(tokens[token_id] for token_id in self.eos_ids)
 
 

@@ -62,6 +62,35 @@ def test_a_second_publication_asks_for_nothing(hub: Any, repo: Any, run: Any) ->
     second = json.loads(run("publish", "me/demo-model", "--proof", "none", "--json").stdout)
     assert len(hub.requests) == asked
     assert first["files"] == second["files"]
+    assert (first["state"], second["state"]) == ("published", "unchanged")
+
+
+def test_a_new_commit_is_published(hub: Any, repo: Any, run: Any) -> None:
+    """What is recorded stays, whatever the branch is; `pull` takes the new commit, and it is another publication."""
+    options = ("publish", "me/demo-model", "--proof", "none", "--json")
+    first = json.loads(run(*options).stdout)
+    files = dict(repo.commits[repo.refs["main"]])
+    files["generation_config.json"] = files["generation_config.json"].replace(b'"top_k": 1', b'"top_k": 3')
+    repo.commit(files)
+    assert json.loads(run(*options).stdout)["state"] == "unchanged"
+    run("pull", "me/demo-model")
+    second = json.loads(run(*options).stdout)
+    assert (second["state"], second["source"]["commit"]) == ("published", repo.refs["main"])
+    assert first["source"]["commit"] != second["source"]["commit"]
+    assert hub.sent[WEIGHTS] == len(files[WEIGHTS])
+
+
+def test_an_unchanged_model_is_not_downloaded_again(hub: Any, repo: Any, run: Any) -> None:
+    """With the weights gone from the cache, the recorded commit tells that the publication is the same."""
+    options = ("publish", "me/demo-model", "--proof", "none", "--json")
+    assert repo.refs
+    run(*options)
+    before = hub.sent[WEIGHTS]
+    [weights] = Path(json.loads(run(*options).stdout)["source"]["folder"]).glob("*.safetensors")
+    weights.resolve().unlink()
+    weights.unlink()
+    assert json.loads(run(*options).stdout)["state"] == "unchanged"
+    assert hub.sent[WEIGHTS] - before < before / 10
 
 
 def test_conversion_runs_while_weights_arrive(hub: Any, repo: Any, run: Any, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class LibGgml:
         self._lib.ggml_quantize_chunk.argtypes = [ct.c_int, ct.c_void_p, ct.c_void_p, *[ct.c_int64] * 3, ct.c_void_p]
         self._lib.ggml_get_type_traits.restype = ct.POINTER(_TypeTraits)
         self._lib.ggml_quantize_init.argtypes = [ct.c_int]
+        self._lib.ggml_quantize_requires_imatrix.restype = ct.c_bool
 
     def name(self, type_id: int) -> str:
         """Return ggml's name of a type, in upper case."""
@@ -49,19 +50,36 @@ class LibGgml:
         """Return the bytes of a block."""
         return int(self._traits(type_id).type_size)
 
-    def quantize(self, type_id: int, x: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return the bytes of *x*, (n_rows, n_cols), as uint8 (n_rows, row_bytes), without importance matrix."""
+    def requires_importance(self, type_id: int) -> bool:
+        """Say whether a type cannot be quantized without an importance matrix."""
+        return bool(self._lib.ggml_quantize_requires_imatrix(type_id))
+
+    def quantize(
+        self, type_id: int, x: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+    ) -> NDArray[np.uint8]:
+        """Return the bytes of *x*, (n_rows, n_cols), as uint8 (n_rows, row_bytes); *importance* is (n_cols,)."""
         n_rows, n_cols = x.shape
         out = np.empty((n_rows, n_cols // self.block_size(type_id) * self.type_size(type_id)), np.uint8)
-        self.quantize_into(type_id, x, out)
+        self.quantize_into(type_id, x, out, importance)
         return out
 
-    def quantize_into(self, type_id: int, x: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-        """Write the bytes of *x* to *out*; both C-contiguous."""
+    def quantize_into(
+        self,
+        type_id: int,
+        x: NDArray[np.float32],
+        out: NDArray[np.uint8],
+        importance: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Write the bytes of *x* to *out*; all C-contiguous."""
         assert x.dtype == np.float32
         assert x.flags.c_contiguous
+        weights = None
+        if importance is not None:
+            assert importance.dtype == np.float32
+            assert importance.shape == x.shape[1:]
+            weights = importance.ctypes.data
         self._lib.ggml_quantize_init(type_id)
-        done = self._lib.ggml_quantize_chunk(type_id, x.ctypes.data, out.ctypes.data, 0, *x.shape, None)
+        done = self._lib.ggml_quantize_chunk(type_id, x.ctypes.data, out.ctypes.data, 0, *x.shape, weights)
         assert done == out.nbytes
 
     def dequantize(self, type_id: int, data: NDArray[np.uint8]) -> NDArray[np.float32]:

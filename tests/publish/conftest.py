@@ -15,7 +15,12 @@ from pipeline.publish import Release, ReleaseEntry
 from pipeline.types import Blob
 
 # Where tests/oracle opens each kind of target, by the kind's name; a target without a line here fails its contract.
-HARNESSES = {"local": "store_harness", "ollama": "store_harness", "registry": "registry_harness"}
+HARNESSES = {
+    "local": "store_harness",
+    "ollama": "store_harness",
+    "registry": "registry_harness",
+    "static": "static_harness",
+}
 MARKS = {"registry": [pytest.mark.registry]}
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import UsageError
 from pipeline.publish import Release, ReleaseEntry, open_target
-from pipeline.publish._daemon import check_listed
+from pipeline.publish._daemon import Daemon, check_listed
 
 NAME, DIGEST = "localhost:11500/library/demo:Q4_K_M", "a" * 64
 
@@ -65,7 +65,7 @@ def test_what_a_running_ollama_lists(
 ) -> None:
     """Only the same digest under the same name is a proof; an answer that is not Ollama's is none."""
     daemon(status, body)
-    assert check_listed({NAME: f"sha256:{DIGEST}"}, Path("/store")).state == state
+    assert check_listed(Daemon(), {NAME: f"sha256:{DIGEST}"}, Path("/store")).state == state
 
 
 def test_no_ollama_is_not_an_error(
@@ -86,7 +86,7 @@ def test_a_proxy_is_not_asked(daemon: Callable[[int, bytes], None], monkeypatch:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed.getsockname()[1]}")
         daemon(200, _tags(**{NAME: DIGEST}))
-        assert check_listed({NAME: f"sha256:{DIGEST}"}, Path("/store")).state == "proven"
+        assert check_listed(Daemon(), {NAME: f"sha256:{DIGEST}"}, Path("/store")).state == "proven"
 
 
 def test_a_second_spelling_is_removed_with_ollamas_own_command(

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from pipeline import quant
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, UnsupportedError
+from pipeline.gguf import read_gguf
 from pipeline.quant import ModelFacts, TensorFacts
 from pipeline.runtime.llama import LlamaInstall
 
@@ -155,11 +156,15 @@ def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return made, path
 
 
-def dry_run(llama: LlamaInstall, path: Path, recipe: str) -> list[tuple[str, str]]:
-    """Ask llama-quantize for (name, type) of each tensor, in its order."""
+def dry_run(llama: LlamaInstall, path: Path, recipe: str, *options: str | Path) -> list[tuple[str, str]] | None:
+    """Ask llama-quantize for (name, type) of each tensor, in its order; None where it finds no type that fits."""
     done = subprocess.run(
-        [llama.program("llama-quantize"), "--dry-run", path, recipe], capture_output=True, check=True, text=True
-    )
+        [llama.program("llama-quantize"), *options, "--dry-run", path, recipe],
+        capture_output=True, check=False, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        assert "no tensor type fallback is defined" in done.stdout + done.stderr
+        return None
     found = DRY_RUN_LINE.findall(_joined(done.stdout + done.stderr))
     return [(name, (new or old).upper()) for name, old, new in found]
 
@@ -175,18 +180,159 @@ def test_types_equal_those_of_llama_quantize(recipe: str, toy: tuple[Toy, Path],
     """Order and type of all tensors are llama-quantize's."""
     model, path = toy
     tensors = model.tensors()
+    theirs = dry_run(llama, path, recipe)
+    if theirs is None:
+        with pytest.raises(UnsupportedError, match="no other type stands in"):
+            quant.assign_types(quant.recipes()[recipe], tensors, model.facts)
+        return
     ours = quant.assign_types(quant.recipes()[recipe], tensors, model.facts)
-    assert list(zip([tensor.name for tensor in tensors], ours, strict=True)) == dry_run(llama, path, recipe)
+    assert list(zip([tensor.name for tensor in tensors], ours, strict=True)) == theirs
+
+
+OPTIONS = {
+    "pure": (["--pure"], quant.Options(pure=True)),
+    "leave output": (["--leave-output-tensor"], quant.Options(leave_output=True)),
+    "output": (["--output-tensor-type", "q5_1"], quant.Options(output_type="Q5_1")),
+    "embeddings": (["--token-embedding-type", "bf16"], quant.Options(embedding_type="BF16")),
+    "both": (
+        ["--output-tensor-type", "F16", "--token-embedding-type", "Q4_1"],
+        quant.Options(output_type="F16", embedding_type="Q4_1"),
+    ),
+    "patterns": (
+        ["--tensor-type", r"blk\.[0-3]\.attn_V=q6_k", "--tensor-type", "attn_v=Q3_K", "--tensor-type", "embd=q4_0",
+         "--tensor-type", "^output=iq4_nl"],
+        quant.Options(
+            ((r"blk\.[0-3]\.attn_V", "Q6_K"), ("attn_v", "Q3_K"), ("embd", "Q4_0"), ("^output", "IQ4_NL"))
+        ),
+    ),
+    "patterns and pure": (
+        ["--pure", "--tensor-type", "ffn_(up|gate)=tq2_0"], quant.Options((("ffn_(up|gate)", "TQ2_0"),), pure=True)
+    ),
+    "per layer": (
+        ["--token-embedding-type", "q8_0", "--tensor-type", "per_layer=q5_k"],
+        quant.Options((("per_layer", "Q5_K"),), embedding_type="Q8_0"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("model", [Toy(n_layer=9), Toy(n_layer=9, is_tied=True), Toy(n_layer=2, extra=ODD_NAMES)])
+@pytest.mark.parametrize("recipe", ["F16", "Q4_0", "Q4_K_M", "Q2_K", "IQ2_M", "MXFP4_MOE"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_change_types_as_in_llama_quantize(
+    name: str, recipe: str, model: Toy, llama: LlamaInstall, tmp_path: Path
+) -> None:
+    """Overrides of types win over the rules, in llama-quantize's order, and shift what the rules count."""
+    model.write(tmp_path / "toy.gguf")
+    arguments, options = OPTIONS[name]
+    tensors = model.tensors()
+    ours = quant.assign_types(quant.recipes()[recipe], tensors, model.facts, options)
+    theirs = dry_run(llama, tmp_path / "toy.gguf", recipe, *arguments)
+    assert list(zip([tensor.name for tensor in tensors], ours, strict=True)) == theirs
+
+
+def write_importance(path: Path, model: Toy) -> None:
+    """Write an importance matrix of ones for all matrices of a model, as llama-imatrix does."""
+    writer = gguf.GGUFWriter(path, "")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["made"])
+    writer.add_uint32("imatrix.chunk_count", 1)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for name, shape in model.shapes().items():
+        if len(shape) > 1:
+            n_matrices = shape[0] if len(shape) > 2 else 1
+            writer.add_tensor(f"{name}.in_sum2", np.ones((n_matrices, shape[-1]), np.float32))
+            writer.add_tensor(f"{name}.counts", np.ones((n_matrices, 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("model", [Toy(n_layer=16), Toy(n_layer=16, n_head_kv=2), Toy(n_layer=16, n_expert=8)])
+@pytest.mark.parametrize("recipe", quant.recipes())
+def test_an_importance_matrix_changes_types_as_in_llama_quantize(
+    recipe: str, model: Toy, llama: LlamaInstall, tmp_path: Path
+) -> None:
+    """Some rules look whether there is an importance matrix."""
+    model.write(tmp_path / "toy.gguf")
+    write_importance(tmp_path / "imatrix.gguf", model)
+    tensors, options = model.tensors(), quant.Options(has_importance=True)
+    ours = quant.assign_types(quant.recipes()[recipe], tensors, model.facts, options)
+    theirs = dry_run(llama, tmp_path / "toy.gguf", recipe, "--imatrix", tmp_path / "imatrix.gguf")
+    assert list(zip([tensor.name for tensor in tensors], ours, strict=True)) == theirs
+
+
+# The architectures of the snapshots' models.
+SNAPSHOTS = {
+    "deepseek-v3.1": "deepseek2",
+    "gemma-3-4b-it": "gemma3",
+    "glm-4.6v": "glm4moe",
+    "gpt-oss-120b": "gpt-oss",
+    "meta-llama-3.1-70b-instruct": "llama",
+    "nvidia-nemotron-3-nano-30b-a3b": "nemotron_h_moe",
+    "qwen3-0.6b": "qwen3",
+    "qwen3-14b": "qwen3",
+    "qwen3-coder-next": "qwen3next",
+    "qwen3.5-397b-a17b": "qwen35moe",
+    "qwen3.6-27b": "qwen35",
+    "step-3.5-flash": "step35",
+}
+
+
+def snapshot(path: Path) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
+    """Read counts of the model, and for each recipe the types that are not its base type, by tensor."""
+    counts: dict[str, int] = {}
+    sections: dict[str, dict[str, str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            counts |= {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line)}
+        elif line.startswith("["):
+            section = sections.setdefault(line[1 : line.index("]")], {})
+        elif line:
+            name, kind = line.split()
+            section[name] = kind.upper()
+    return counts, sections
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("model", SNAPSHOTS)
+def test_types_of_real_models_are_those_of_llama_cpps_snapshots(model: str, llama: LlamaInstall) -> None:
+    """For real models, llama.cpp's own tests state which tensors differ from the base type in each recipe.
+
+    They state no shapes: a width is taken from the fall-back that Q6_K shows, three dimensions from MXFP4_MOE.
+    """
+    assert llama.source_dir is not None
+    counts, sections = snapshot(llama.source_dir / "tests" / "snapshots" / f"{model}.schema")
+    names = sorted({tensor for section in sections.values() for tensor in section}, key=quant.tensor_order_key)
+    assert len(sections) > 25
+    assert len(names) > 50
+    n_cols = {name: {"Q8_0": 32, "F16": 8}.get(sections["Q6_K"].get(name, ""), 256) for name in names}
+    is_stack = {name: sections["MXFP4_MOE"].get(name) != "Q8_0" for name in names}
+    shapes = {name: (2, 2, n_cols[name]) if is_stack[name] else (2, n_cols[name]) for name in names}
+    tensors = [TensorFacts(name, shapes[name], "F32") for name in names]
+    facts = ModelFacts(
+        SNAPSHOTS[model], counts["n_layer"], counts.get("n_expert", 0), counts["n_head"], counts["n_head_kv"]
+    )
+    wrong = {}
+    for recipe in (recipe for recipe in quant.recipes().values() if recipe.name in sections):
+        ours = quant.assign_types(recipe, tensors, facts)
+        differing = {tensor: kind for tensor, kind in zip(names, ours, strict=True) if kind != recipe.base}
+        if differing != sections[recipe.name]:
+            wrong[recipe.name] = sorted(differing.items() ^ sections[recipe.name].items())[:6]
+    assert wrong == {}
 
 
 @pytest.mark.native
 @pytest.mark.parametrize("recipe", quant.recipes())
 def test_file_type_is_llama_quantizes(recipe: str, llama: LlamaInstall, tmp_path: Path) -> None:
     """The number that llama-quantize writes into general.file_type is the recipe's."""
-    Toy(n_layer=1).write(tmp_path / "in.gguf")
-    command = [llama.program("llama-quantize"), tmp_path / "in.gguf", tmp_path / "out.gguf", recipe, "1"]
+    Toy(n_layer=1, parts=("attn_q",)).write(tmp_path / "in.gguf")
+    command = [llama.program("llama-quantize"), "--tensor-type", "attn_q=q8_0", "--token-embedding-type", "q8_0"]
+    command += ["--output-tensor-type", "q8_0", tmp_path / "in.gguf", tmp_path / "out.gguf", recipe, "1"]
     subprocess.run(command, capture_output=True, check=True)
-    written = gguf.GGUFReader(tmp_path / "out.gguf").fields["general.file_type"].contents()
+    written = read_gguf(tmp_path / "out.gguf").metadata["general.file_type"].value
     assert quant.recipes()[recipe].file_type == written
 
 

@@ -16,10 +16,12 @@ from pipeline import quant
 from pipeline.errors import FormatError, UnsupportedError, UsageError
 from pipeline.quant import BlockType
 from pipeline.quant._base import workspace
+from pipeline.quant._native import NativeType
 
 F32 = NDArray[np.float32]
-ALL = list(quant.types().values())
+ALL = [kind for kind in quant.types().values() if not isinstance(kind, NativeType)]
 WITH_BLOCKS = [kind for kind in ALL if kind.block_size > 1]
+WEIGHTED = [kind for kind in ALL if kind.is_weighted]
 HALF_STEP = {
     "Q8_0": 1 / 127,
     "Q4_0": 1 / 8,
@@ -29,6 +31,16 @@ HALF_STEP = {
     "Q5_K": 1 / 15,
     "Q6_K": 1 / 20,
     "MXFP4": 1 / 4,
+    "NVFP4": 1,  # small numbers are below its smallest scale
+    "Q4_1": 1 / 15,
+    "Q2_K": 1 / 2,
+    "Q3_K": 1 / 3,
+    "IQ4_NL": 1 / 8,
+    "IQ4_XS": 1 / 6,
+    "TQ1_0": 1 / 2,
+    "TQ2_0": 1 / 2,
+    "Q2_0": 1 / 2,
+    "Q1_0": 1,
 }
 
 
@@ -165,6 +177,21 @@ def test_bytes_do_not_depend_on_the_tiling(kind: BlockType) -> None:
     assert whole == b"".join(quantize(kind, x[a:b]) for a, b in pairwise(cuts))
 
 
+@pytest.mark.parametrize("kind", WEIGHTED, ids=str)
+def test_weighted_bytes_do_not_depend_on_the_tiling(kind: BlockType) -> None:
+    """Each row gets the importance of its columns, wherever an inner tile ends."""
+    n_rows = kind.tile_blocks * kind.block_size // 1536 + 3
+    rng = np.random.default_rng(1)
+    x, importance = rng.standard_t(3, (n_rows, 1536)).astype(np.float32), rng.random(1536).astype(np.float32)
+
+    def weighted(rows: F32) -> bytes:
+        out = np.empty((len(rows), kind.row_bytes(1536)), np.uint8)
+        kind.quantize_rows(rows, out, importance)
+        return out.tobytes()
+
+    assert weighted(x) == b"".join(weighted(x[a:b]) for a, b in pairwise([0, 1, 3, n_rows - 1, n_rows]))
+
+
 @pytest.mark.parametrize("kind", ALL, ids=str)
 def test_threads_do_not_disturb_each_other(kind: BlockType) -> None:
     """Several threads at once give the bytes of one after another."""
@@ -254,8 +281,8 @@ def test_another_importance_is_refused(kind: BlockType, importance: F32) -> None
 
 def test_an_unknown_type_is_refused() -> None:
     """Asking for a type without a kernel names the ones there are."""
-    with pytest.raises(UnsupportedError, match="Q4_K, Q5_0"):
-        quant.get("IQ2_XXS")
+    with pytest.raises(UnsupportedError, match="Q4_1, Q4_K, Q5_0"):
+        quant.get("Q9_X")
 
 
 def test_types_are_called_by_their_own_name() -> None:
