@@ -74,7 +74,7 @@ class RegistryTarget(StagedTarget):
             _require_same(self.host, checks)
         digests = tuple(hash_bytes(manifest.to_bytes()).digest for _, manifest in manifests)
         checks += (self._try_pull(pairs[0][0]),)
-        return Published(tuple(name for name, _ in pairs), digests, self._commands(pairs), checks)
+        return Published(tuple(name for name, _ in pairs), digests, self._commands(release, pairs), checks)
 
     def _send_blobs(self, repository: str, contents: Sequence[Content], log: Log) -> None:
         uploader = Uploader(self._api, repository, self._chunk_bytes)
@@ -111,9 +111,9 @@ class RegistryTarget(StagedTarget):
     def _pull(self, name: Name) -> str:
         return f"ollama pull {'--insecure ' if self._is_http else ''}{name}"
 
-    def _commands(self, pairs: Sequence[tuple[Name, ReleaseEntry]]) -> tuple[str, ...]:
+    def _commands(self, release: Release, pairs: Sequence[tuple[Name, ReleaseEntry]]) -> tuple[str, ...]:
         shown = [name for name, entry in pairs if name.tag == entry.tags[0]]
-        return (*map(self._pull, shown), f"ollama run {shown[0]}")
+        return (*map(self._pull, shown), release.use(shown[0]))
 
 
 def _contents(entries: Sequence[ReleaseEntry], made: Mapping[int, _layers.Assembled]) -> list[Content]:
