@@ -25,7 +25,7 @@ LAYERS = (
     ("encode", "report", "republish", "job", "parts"),
     ("decide", "record"),
     ("flow", "estimate"),
-    ("serve", "progress", "doctor", "chat", "preview", "verify"),
+    ("serve", "progress", "doctor", "chat", "preview", "verify", "calibrate"),
     ("commands",),
     ("cli",),
 )
