@@ -25,7 +25,7 @@ LAYERS = (
     ("encode", "report", "republish", "job", "parts"),
     ("decide", "record", "release", "writing"),
     ("flow", "estimate"),
-    ("serve", "progress", "doctor", "chat", "preview", "verify", "inventory"),
+    ("serve", "progress", "doctor", "chat", "preview", "verify", "inventory", "calibrate"),
     ("pull_back",),
     ("batch",),
     ("commands",),
