@@ -1,4 +1,4 @@
-"""The one door to shipped files: templates/, models.toml, pin.toml, models/demo.
+"""The one door to shipped files: templates/, models.toml, pin.toml, models/demo, calibration/.
 
 In a wheel they lie in `pipeline/_data/`, in a checkout at the top level.
 """

@@ -33,6 +33,7 @@ from pipeline.runtime import runtime_at_hand
 from pipeline.source import OpenSource, Weights, open_source
 from pipeline.store import Name
 from pipeline.tokenizer import read_tokenizer
+from pipeline.tuning import Tuning
 from pipeline.types import Blob, Check, Log, Modelfile, Plan
 from pipeline.writing import write
 
@@ -53,7 +54,8 @@ def package(job: Job, log: Log) -> Report:
             return replace(known, seconds=clock.so_far())
         with prepare(job.model, log, "stream", requantize=job.requantize, adapter=job.adapter) as prepared:
             job = replace(job, quants=choose_quants(job.quants, prepared))
-            planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
+            planned = [plans.make_plan(prepared.blueprint, name, job.tuning) for name in job.quants]
+            plans.say_notes(planned, prepared.blueprint.notes, log)
             modelfile = decide.modelfile_of(prepared, job, log)
             for target in targets.values():
                 target.check(*model_name(job, prepared), job.tags_of_all())
@@ -66,7 +68,8 @@ def package(job: Job, log: Log) -> Report:
             if last is not None and len(last.targets) == len(targets):
                 return replace(last, seconds=clock.so_far())
             had = last.targets if last else ()
-            missing = {text: targets[text] for text in targets if text not in {one.target for one in had}}
+            done = {one.target for one in had}
+            missing = {text: one for text, one in targets.items() if publish.redacted(text) not in done}
             return make(job, prepared, planned, modelfile, missing, had, slot, clock, log)
 
 
@@ -109,19 +112,9 @@ def make(
     if all(one.state == "failed" for one in delivered) and error:
         raise error
     report = record.make_report(
-        job,
-        prepared,
-        planned,
-        blobs,
-        modelfile,
-        delivered,
-        checks,
-        sources,
-        meter,
-        clock,
-        slot,
+        job, prepared, planned, blobs, modelfile, delivered, checks, sources, meter, clock, slot,
         deliveries.visible(release),
-    )
+    )  # fmt: skip
     reports.save(report)
     if error:
         log.note(f"the other targets have the model, see {slot.path}")
@@ -239,14 +232,17 @@ def quantize(
     requantize: bool = False,
     part_bytes: int | None = None,
     engine: str = quant.AUTO,
+    tuning: Tuning | None = None,
 ) -> Written:
     """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says.
 
-    One part of a split model stands for all of them.  *part_bytes* is as for `convert`.
+    One part of a split model stands for all of them.  *part_bytes* is as for `convert`; *tuning* changes
+    the recipe.
     """
     quant.check_engine(engine)
     parts = read_parts(gguf)
-    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe)
+    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe, tuning)
+    plans.say_notes([plan], (), log)
     cut = SplitModel.of(plan, path, part_bytes)
     cut.refuse_to_replace([part.path for part in parts])
     return cut.write(lambda planned, paths: write(planned, paths, log, threads, engine=engine))

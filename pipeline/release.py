@@ -72,6 +72,7 @@ def prompting_of(job: Job, prepared: Prepared, modelfile: Modelfile) -> prove.Pr
         renderer=modelfile.renderer,
         tokenizer=source.folder if source.gguf is None else None,
         for_ollama="ollama" in job.targets,
+        setting=prove.Setting(modelfile.system, modelfile.messages),
     )
 
 

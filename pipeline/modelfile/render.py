@@ -64,10 +64,12 @@ def make_modelfile(
     """
     overrides.check()
     family = match_family(chat_template, families) if family_name is None else _named(family_name, families)
-    if with_template and overrides.template is None and family is None:
+    if with_template and overrides.template is None and (family is None or family.template is None):
         raise UnsupportedError(
-            "no chat family fits this checkpoint, so there is no Go template for it",
-            expected=f"one of {', '.join(sorted(families))}",
+            f"chat family {family.name!r} has no Go template"
+            if family
+            else "no chat family fits this checkpoint, so there is no Go template for it",
+            expected=f"one of {', '.join(sorted(name for name, one in families.items() if one.template))}",
             hint="publish without a template: Ollama then uses the checkpoint's own; or add templates/chat/<family>.j2",
         )
     found = dict(family.sampling if family else ()) | dict(sampling_parameters(generation_config))
