@@ -176,3 +176,17 @@ def docker_registry(tmp_path: Path) -> Iterator[Callable[..., Any]]:
         yield lambda **options: stack.enter_context(
             module.running_registry(tmp_path / f"docker-registry-{next(count)}", **options)
         )
+
+
+@pytest.fixture
+def secure(docker_registry: Callable[..., Any], tmp_path: Path) -> tuple[Any, Path]:
+    """A docker-registry that speaks TLS with a certificate of a CA that nobody knows, and that CA's file."""
+    import trustme
+
+    authority = trustme.CA()
+    certificate, key, ca = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
+    made = authority.issue_cert("127.0.0.1")
+    made.cert_chain_pems[0].write_to_path(certificate)
+    made.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(ca)
+    return docker_registry(tls=(certificate, key)), ca

@@ -51,8 +51,8 @@ class TokenRequest:
 
     realm: str
     query: tuple[tuple[str, str], ...]
-    form: Mapping[str, str] | None = None
-    authorization: str | None = None
+    form: Mapping[str, str] | None = field(default=None, repr=False)
+    authorization: str | None = field(default=None, repr=False)
 
 
 class Authorizer:
@@ -62,7 +62,8 @@ class Authorizer:
         self._url, self._fetch = url, fetch
         self._login: Login | None = None
         token = os.environ.get(TOKEN_VARIABLE)
-        self.header: str | None = f"Bearer {token}" if token and not url.username else None
+        self._is_given = bool(token) and not url.username
+        self.header = f"Bearer {token}" if self._is_given else None
 
     def accept(self, challenge: str) -> bool:
         """Answer a WWW-Authenticate header; False if there is nothing (new) to say.
@@ -70,13 +71,14 @@ class Authorizer:
         Raises:
             AccessError, ToolError, FormatError: if the login can not be found out.
         """
-        before = self.header
-        for scheme, parameters in challenges(challenge):
-            if scheme == "bearer" and parameters.get("realm"):
-                self.header = f"Bearer {self._token(parameters)}"
-                return True
-        login = self._known()
-        self.header = f"Bearer {login.bearer}" if login.bearer else login.basic
+        if self._is_given:
+            return False  # the user said what to send
+        before, login = self.header, self._known()
+        realms = [known for scheme, known in challenges(challenge) if scheme == "bearer" and known.get("realm")]
+        if login.bearer:
+            self.header = f"Bearer {login.bearer}"
+        else:
+            self.header = f"Bearer {self._token(realms[0], login)}" if realms else login.basic
         return self.header is not None and self.header != before
 
     def _known(self) -> Login:
@@ -85,10 +87,7 @@ class Authorizer:
             self._login = find_login(self._url)
         return self._login
 
-    def _token(self, parameters: Mapping[str, str]) -> str:
-        login = self._known()
-        if login.bearer:
-            return login.bearer
+    def _token(self, parameters: Mapping[str, str], login: Login) -> str:
         answer = self._fetch(token_request(parameters, login))
         token = (answer.get("token") or answer.get("access_token")) if isinstance(answer, dict) else None
         if not isinstance(token, str):

@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import requests
 
 from pipeline.errors import AccessError, PipelineError, ResourceError, UsageError
 from pipeline.publish._login import TOKEN_VARIABLE
 
-_LOGIN = f"docker login {{host}}; or set {TOKEN_VARIABLE}; or write https://USER:PASSWORD@{{host}}"
+_LOGIN = f"docker login {{host}}; or set {TOKEN_VARIABLE}; or write {{scheme}}://USER:PASSWORD@{{host}}"
 _FULL = re.compile(r"no space left|disk quota|file too large|\"Err\":\s*28\b", re.IGNORECASE)
 
 
@@ -74,10 +75,9 @@ def refusal(answer: Answer, where: str | None = None) -> PipelineError:
     row = _ROWS.get(answer.status, _TROUBLE if answer.status >= 500 else _REFUSED)
     if answer.status >= 500 and _FULL.search(answer.body[:10_000].decode("utf-8", "replace")):
         row = _ROWS[507]
-    host = re.sub(r"^\w+://([^/]*).*", r"\1", answer.url)
-    return row.error(
-        row.what, where=where or f"{answer.method} {answer.url}", found=answer.said, hint=row.hint.format(host=host)
-    )
+    url = urlsplit(answer.url)
+    hint = row.hint.format(scheme=url.scheme, host=url.netloc)
+    return row.error(row.what, where=where or f"{answer.method} {answer.url}", found=answer.said, hint=hint)
 
 
 def unreachable(base: str, error: Exception) -> AccessError:

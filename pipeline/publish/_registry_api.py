@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 
 from pipeline.errors import AccessError, PipelineError
 from pipeline.publish._refusals import Answer, refusal
@@ -111,10 +112,12 @@ class RegistryApi:
 
 
 class Reader:
-    """A registry, as `read_back` reads it."""
+    """A registry, as `read_back` reads it; a blob that several names share is asked for once."""
 
     def __init__(self, api: RegistryApi) -> None:
         self._api = api
+        self._size = cache(api.blob_size)
+        self._bytes = cache(api.blob_bytes)
 
     def manifest_bytes(self, name: Name) -> bytes:
         """Return a manifest; see `Readable`."""
@@ -122,11 +125,11 @@ class Reader:
 
     def blob_size(self, name: Name, digest: str) -> int | None:
         """Return the size of a blob; see `Readable`."""
-        return self._api.blob_size(name.repository, digest)
+        return self._size(name.repository, digest)
 
     def blob_bytes(self, name: Name, blob: Blob) -> bytes:
         """Return a blob; see `Readable`."""
-        return self._api.blob_bytes(name.repository, blob.digest)
+        return self._bytes(name.repository, blob.digest)
 
 
 def _names(answer: Answer) -> Sequence[str]:

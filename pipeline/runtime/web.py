@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import os
 import ssl
-from typing import Any
+from typing import Any, BinaryIO
 
 import requests
+import urllib3
+import urllib3.connection
 from requests.adapters import HTTPAdapter
 
 from pipeline import __version__
@@ -15,16 +18,71 @@ from pipeline import __version__
 _BLOCK_BYTES = 1 << 18  # read from a file and sent at once
 
 
-class _SystemTrust(HTTPAdapter):
-    """Trusts what the system trusts (SSL_CERT_FILE, SSL_CERT_DIR), and reads files in larger blocks."""
+class _Lines:
+    """The head of an answer, line by line, whole lines only."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readline(self, limit: int = -1) -> bytes:
+        """Read a line; http.client itself takes a head that breaks off for a whole one, a cut address included."""
+        line = self._file.readline(limit)
+        if line.endswith(b"\n") or len(line) == limit:
+            return line
+        raise http.client.RemoteDisconnected("the answer broke off in its head")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._file.close()
+
+
+class _WholeHead(http.client.HTTPResponse):
+    """An answer whose head ended as it must."""
+
+    def begin(self) -> None:
+        """Read the head."""
+        file: Any = self.fp
+        lines: Any = _Lines(file)
+        self.fp = lines  # begin() reads lines alone
+        try:
+            super().begin()
+        finally:
+            if self.fp is lines:  # else it is closed
+                self.fp = file
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    response_class = _WholeHead
+
+
+class _TlsConnection(urllib3.connection.HTTPSConnection):
+    response_class = _WholeHead
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Trusts what the system trusts (SSL_CERT_FILE, SSL_CERT_DIR), reads files in larger blocks, and whole heads."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=ssl.create_default_context(), blocksize=_BLOCK_BYTES, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(
+        manager = super().proxy_manager_for(
             *args, ssl_context=ssl.create_default_context(), blocksize=_BLOCK_BYTES, **kwargs
         )
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+
+_POOLS = {"http": _Pool, "https": _TlsPool}
 
 
 def session(host: str) -> requests.Session:
@@ -33,7 +91,7 @@ def session(host: str) -> requests.Session:
     made.trust_env = not _is_this_machine(host)
     made.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
     made.headers["User-Agent"] = f"gguf-pipeline/{__version__}"
-    adapter = _SystemTrust()
+    adapter = _Adapter()
     made.mount("https://", adapter)
     made.mount("http://", adapter)
     return made

@@ -49,6 +49,20 @@ def test_without_the_header_we_say_what_ollama_will(cli: Any, ollama: Any, docke
     assert "no Location header in response" in failed.stderr
 
 
+def test_over_tls_ollama_needs_no_flag(
+    cli: Any, ollama_root: Path, oracle: Any, secure: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """With the CA in both environments, what we print for https pulls as it stands."""
+    registry, ca = secure
+    done = cli("publish", "demo", "--quant", "Q8_0", "--proof", "none", "--to", registry.url, SSL_CERT_FILE=str(ca))
+    assert "[ok] ollama pull: proven" in done.stdout
+    name = f"{registry.host}/library/demo:Q8_0"
+    assert f"    ollama pull {name}\n" in done.stdout
+    with oracle("ollama").running_ollama(ollama_root, tmp_path / "own", SSL_CERT_FILE=str(ca)) as ollama:
+        ollama.cli("pull", name)
+        assert [model["name"] for model in ollama.get("/api/tags")["models"]] == [name]
+
+
 def test_a_large_file_arrives_in_parts(
     ollama: Any, docker_registry: Callable[..., Any], silent_log: Any, tmp_path: Path
 ) -> None:

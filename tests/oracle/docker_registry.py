@@ -7,14 +7,13 @@ import json
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import requests
 
 PROGRAM = "docker-registry"
 _START_SECONDS = 30.0
@@ -118,20 +117,20 @@ def running_registry(
             [PROGRAM, "serve", folder / "config.yml"], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        host = _wait_until_ready(child, log_file, "https" if tls else "http")
+        host = _wait_until_ready(child, log_file)
         yield DockerRegistry(host, root, log_file, child, "https" if tls else "http")
     finally:
         child.terminate()
         child.wait(30)
 
 
-def _wait_until_ready(child: subprocess.Popen[bytes], log_file: Path, scheme: str) -> str:
+def _wait_until_ready(child: subprocess.Popen[bytes], log_file: Path) -> str:
     deadline = time.monotonic() + _START_SECONDS
     while child.poll() is None and time.monotonic() < deadline:
         found = _LISTENING.search(log_file.read_text(encoding="utf-8", errors="replace"))
         if found:
-            with contextlib.suppress(requests.RequestException):
-                requests.get(f"{scheme}://{found[1]}/v2/", timeout=5, verify=False)  # noqa: S501  # is it up
+            host, _, port = found[1].partition(":")
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5):
                 return found[1]
         time.sleep(0.01)
     raise AssertionError(f"{PROGRAM} did not come up:\n{log_file.read_text(encoding='utf-8', errors='replace')}")

@@ -61,13 +61,21 @@ def _no_fault(_number: int, _method: str, _path: str) -> None:
     """Let everything through."""
 
 
+def _not_listening(_head: str) -> None:
+    """Hear nothing."""
+
+
 class Front:
-    """The proxy: *host* is its address; *plan* decides each request's fault by its number, method and path."""
+    """The proxy: *host* is its address; *plan* decides each request's fault by its number, method and path.
+
+    *listen* is told the head of each request.
+    """
 
     def __init__(self, host: str, target: str) -> None:
         self.host, self._target = host, target
         self.plan: Plan = _no_fault
         self.seen: list[Seen] = []
+        self.listen: Callable[[str], object] = _not_listening
         self._number = 0
         self._lock = threading.Lock()
 
@@ -88,6 +96,7 @@ class Front:
             head, rest = _read_head(client)
             if not head:
                 return
+            self.listen(head.decode("latin-1"))
             method, path = head.split(b" ", 2)[:2]
             with self._lock:
                 number, self._number = self._number, self._number + 1

@@ -127,7 +127,7 @@ def test_a_docker_registry(location: bool, state: str, docker_registry: Callable
     """A docker-registry is ready with the Location header, and without it broken for `ollama pull`."""
     registry = docker_registry(location=location)
     assert probe_registry(registry.host).state == "empty"
-    flow.package(Job("demo", ("Q4_0",), registry.url, proof="none"), silent_log)
+    flow.package(Job("demo", ("Q4_0",), targets=(registry.url,), proof="none"), silent_log)
     found = probe_registry(registry.url)
     assert found.state == state
     assert ("headers: {Location" in found.detail) is not location
