@@ -1,11 +1,12 @@
-"""Kernels: nanoseconds per weight of each tensor type, ours and llama.cpp's reference C, one thread.
+"""Kernels: nanoseconds per weight of each tensor type, both engines and llama.cpp's reference C, one thread.
 
-    python -m bench.kernels [--rounds N] [--json FILE]
+    python -m bench.kernels [--rounds N] [--slow] [--json FILE] [TYPE ...]
 
-Both quantize the same rows in turn, round after round, so that a change of the machine's speed meets both; the time is
-the thread's on the processor, and the ratio the median of the rounds' ratios, above 1 where we are faster.  Besides
-normal weights there are rows that send kernels on their slow paths: zeros of both signs, a zero and a tiny sub-block in
-each super-block.
+All quantize the same rows in turn, round after round, so that a change of the machine's speed meets all; the time is
+the thread's on the processor, and a ratio the median of the rounds' ratios, above 1 where we are faster.  The rows are
+a tile's worth of normal weights, and of real ones where SmolLM2-135M can be had; types that take an importance matrix
+are measured with one, too.  `--slow` adds rows that might send kernels on slow paths: zeros, constants, a zero or a
+tiny sub-block in each super-block.
 """
 
 from __future__ import annotations
@@ -22,32 +23,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import quant
+from pipeline import data, quant
+from pipeline.checkpoint import TensorReader, open_checkpoint
+from pipeline.quant.fast import FastEngine, host, kernels
 from pipeline.runtime.llama import require_llama
 
 ROOT = Path(__file__).parent.parent
-N_COLS = 4096
-N_ROWS = {"Q4_K": 128, "Q5_K": 128, "Q6_K": 256}
-GOAL = 0.8
+N_ROWS, N_COLS = 128, 4096
+REAL = "model.layers.14.mlp.down_proj.weight"  # (576, 1536)
+F32 = NDArray[np.float32]
 
 
-def reference() -> Any:
-    """Open the reference library the way the tests do."""
-    path = ROOT / "tests" / "oracle" / "libggml.py"
-    spec = importlib.util.spec_from_file_location("oracle_libggml", path)
+def oracle(name: str) -> Any:
+    """Open a module of tests/oracle the way the tests do."""
+    path = ROOT / "tests" / "oracle" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"oracle_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.LibGgml(require_llama().library("ggml-base"))
+    return module
 
 
-def data_sets(n_rows: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def real_weights() -> F32 | None:
+    """Return rows of SmolLM2-135M; None where it is not there and cannot be had."""
+    try:
+        folder = oracle("smollm2").make_checkpoint(data.cache_home(), ROOT / "tests" / "fixtures" / "smollm2")
+    except Exception as error:
+        print(f"no real weights: {error}")
+        return None
+    tensor = open_checkpoint(folder).tensors[REAL]
+    n_rows, n_cols = tensor.shape
+    raw, rows = np.empty((n_rows, tensor.n_bytes // n_rows), np.uint8), np.empty((n_rows, n_cols), np.float32)
+    with TensorReader() as reader:
+        reader.read_raw_rows(tensor, slice(None), raw)
+    quant.get(tensor.dtype).dequantize_rows(raw, rows)
+    n_cols -= n_cols % 256
+    return np.ascontiguousarray(rows[: N_ROWS * N_COLS // n_cols, :n_cols])
+
+
+def data_sets(real: F32 | None, *, slow: bool) -> Iterator[tuple[str, F32]]:
     """Yield (name, rows)."""
-    normal = (np.random.default_rng(1).standard_normal((n_rows, N_COLS)) * 0.02).astype(np.float32)
+    normal = (np.random.default_rng(1).standard_normal((N_ROWS, N_COLS)) * 0.02).astype(np.float32)
     yield "normal", normal
+    if real is not None:
+        yield "real", real
+    if not slow:
+        return
     yield "zeros", np.zeros_like(normal)
     yield "zeros, one -0", np.where(np.arange(N_COLS) == 7, np.float32(-0.0), np.zeros_like(normal))
+    yield "constant", np.full_like(normal, -0.5)
     for factor, name in ((0, "zero sub-block"), (1e-9, "tiny sub-block")):
         blocks = normal.reshape(-1, 8, 32).copy()
         blocks[:, 5] *= np.float32(factor)
@@ -61,42 +86,78 @@ def seconds(call: Callable[[], object]) -> float:
     return time.thread_time() - start
 
 
-def measure(kind: quant.BlockType, x: NDArray[np.float32], library: Any, rounds: int) -> dict[str, float]:
-    """Time both on *x* and compare their bytes."""
-    ours = np.empty((len(x), kind.row_bytes(x.shape[1])), np.uint8)
-    theirs = np.empty_like(ours)
-    kind.quantize_rows(x, ours)
-    library.quantize_into(kind.id, x, theirs)
-    assert np.array_equal(ours, theirs)
-    pairs = [
-        (seconds(lambda: kind.quantize_rows(x, ours)), seconds(lambda: library.quantize_into(kind.id, x, theirs)))
-        for _ in range(rounds)
-    ]
-    return {
-        "ours_ns": min(own for own, _ in pairs) / x.size * 1e9,
-        "c_ns": min(c for _, c in pairs) / x.size * 1e9,
-        "ratio": statistics.median(c / own for own, c in pairs),
-    }
+def measure(kind: quant.BlockType, x: F32, importance: F32 | None, library: Any, rounds: int) -> dict[str, float]:
+    """Time the engines and the reference on *x* and compare their bytes."""
+    theirs = np.empty((len(x), kind.row_bytes(x.shape[1])), np.uint8)
+    library.quantize_into(kind.id, x, theirs, importance)
+    calls: dict[str, Callable[[], object]] = {}
+    for engine in (quant.NumpyEngine(), FastEngine()):
+        kernel = kernels().get(kind.name)
+        if engine.name == "fast" and not (
+            kernel and (kernel.build_weighted if importance is not None else kernel.build)
+        ):
+            continue
+        ours = np.empty_like(theirs)
+        calls[engine.name] = lambda engine=engine, ours=ours: engine.quantize_rows(kind, x, ours, importance)
+        calls[engine.name]()
+        assert np.array_equal(ours, theirs), (engine.name, kind.name)
+    calls["c"] = lambda: library.quantize_into(kind.id, x, theirs, importance)
+    times = [{name: seconds(call) for name, call in calls.items()} for _ in range(rounds)]
+    figures = {f"{name}_ns": min(one[name] for one in times) / x.size * 1e9 for name in calls}
+    for name in calls.keys() - {"c"}:
+        figures[f"{name}_ratio"] = statistics.median(one["c"] / one[name] for one in times)
+        figures[f"{name}_ratio_min"] = min(one["c"] / one[name] for one in times)
+    return figures
+
+
+def rows_of(names: Sequence[str], real: F32 | None, library: Any, given: Any) -> Iterator[dict[str, Any]]:
+    """Measure each type on each set of rows, with and without an importance matrix."""
+    for name in names:
+        kind = quant.get(name)
+        for matrix in ("", "imatrix") if kind.is_weighted else ("",):
+            for what, x in data_sets(real, slow=given.slow):
+                importance = np.random.default_rng(0).exponential(1, x.shape[1]).astype(np.float32) if matrix else None
+                figures = measure(kind, x, importance, library, given.rounds)
+                yield {"type": name, "importance": bool(matrix), "data": what, **figures}
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print a line of the table."""
+    name = row["type"] + (" imatrix" if row["importance"] else "")
+    parts = [f"{row['c_ns']:8.2f}"]
+    for engine in ("numpy", "fast"):
+        if f"{engine}_ns" in row:
+            parts += [
+                f"{row[f'{engine}_ns']:9.2f}",
+                f"{row[f'{engine}_ratio']:7.2f}",
+                f"{row[f'{engine}_ratio_min']:7.2f}",
+            ]
+    print(f"{name:16} {row['data']:15}", *parts, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all types and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=11, help="how often each pair is timed (default 11)")
+    parser.add_argument("--rounds", type=int, default=7, help="how often each is timed (default 7)")
+    parser.add_argument("--slow", action="store_true", help="measure rows that might take slow paths, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("types", nargs="*", help="only these types")
+    parser.add_argument("types", nargs="*", help="only these types; default: all that have a kernel of ours")
     given = parser.parse_args(arguments)
 
-    library = reference()
-    figures: list[dict[str, Any]] = []
-    print(f"{'type':6} {'data':15} {'ours':>8} {'C':>8}   C/ours   (ns per weight; goal {GOAL})")
-    for name in given.types or quant.types():
-        for data, x in data_sets(N_ROWS.get(name, 1024)):
-            row = measure(quant.get(name), x, library, given.rounds)
-            figures.append({"type": name, "data": data, **row})
-            print(f"{name:6} {data:15} {row['ours_ns']:8.2f} {row['c_ns']:8.2f} {row['ratio']:8.2f}", flush=True)
+    library = oracle("libggml").LibGgml(require_llama().library("ggml-base"))
+    names = given.types or [name for name, kind in quant.types().items() if not isinstance(kind, quant.NativeType)]
+    processor = host()
+    print(
+        f"{processor.cpu}, {processor.name}; ns per weight, ratio to C as median and minimum of {given.rounds} rounds"
+    )
+    print(f"{'type':16} {'data':15} {'C':>8} {'NumPy':>9} {'ratio':>7} {'min':>7} {'fast':>9} {'ratio':>7} {'min':>7}")
+    figures = []
+    for row in rows_of(names, real_weights(), library, given):
+        figures.append(row)
+        show(row)
     if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+        about = {"cpu": processor.cpu, "instructions": processor.name, "rows": figures}
+        given.json.write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from pipeline import __version__
-from pipeline.commands import calibrate, look, make, stock
+from pipeline.commands import calibrate, look, make, serving, stock
 from pipeline.errors import PipelineError, ResourceError, from_os_error
 
 _SAME_WISH_S = 1.0  # a terminal that closes may send SIGHUP twice
@@ -117,7 +117,7 @@ for command in (
     make.modelfile,
     calibrate.imatrix,
     make.pull,
-    stock.serve,
+    serving.serve,
     stock.run,
     stock.list_,
     stock.rm,

@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 def modules(package: str) -> dict[str, ModuleType]:
     """Import every public module of *package*; keys are their short names, in alphabetic order."""
     parent = importlib.import_module(package)
-    names = sorted(m.name for m in pkgutil.iter_modules(parent.__path__) if not m.name.startswith("_"))
+    names = sorted(m.name for m in pkgutil.iter_modules(parent.__path__) if not m.name.startswith("_") and not m.ispkg)
     return {name: importlib.import_module(f"{package}.{name}") for name in names}
 
 

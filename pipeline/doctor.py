@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, data, flow, prove
+from pipeline import __version__, data, flow, prove, quant
 from pipeline.errors import PipelineError, ProofError, UsageError
 from pipeline.runtime.llama import BUILD_HINT, find_llama
 from pipeline.runtime.ollama import TRIED, daemon_url, daemon_version, find_ollama
@@ -108,9 +107,8 @@ def _prebuilt() -> Iterator[Finding]:
 
 
 def _engine() -> Iterator[Finding]:
-    there = importlib.util.find_spec("numba") is not None
-    detail = "extra `fast` is installed; this version quantizes with NumPy" if there else "NumPy"
-    yield Finding("engine", True, detail)
+    is_there, detail = quant.describe_fast()
+    yield Finding("compiled engine", is_there, detail, None if is_there else "pip install 'gguf-pipeline[fast]'")
 
 
 def _ollama() -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ from pipeline.errors import FormatError
 from pipeline.gguf import GgufWriter, tensor_bytes
 from pipeline.machine import usable_cores
 from pipeline.measure import ErrorMeter, Sums, keeps_values
-from pipeline.quant import SCRATCH_BYTES, BlockType
 from pipeline.types import Blob, Plan, PlannedTensor, View
 
 # Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
@@ -90,6 +89,7 @@ def encode(
     reader: TensorReader,
     *,
     threads: int = 0,
+    engine: str = quant.AUTO,
     progress: Progress | None = None,
     on_error: Callable[[], None] | None = None,
     meter: ErrorMeter | None = None,
@@ -100,6 +100,7 @@ def encode(
         outputs: plans with the same tensors in the same order; only types and offsets may differ.
         reader: reads the source tensors.
         threads: worker threads; 0 means one for each core.
+        engine: what quantizes, a name for `quant.get_engine`.
         progress: called with the weights done and the weights in all, from the calling thread.
         on_error: called first when something fails, so that threads which wait for a download wait no longer.
         meter: measures the errors of what is encoded.
@@ -109,6 +110,7 @@ def encode(
         ResourceError: if the disk is full.
     """
     workers = threads or usable_cores()
+    chosen = choose_engine(engine, [out.plan.tensors for out in outputs])
     total = sum(t.n_rows * t.n_cols for t in outputs[0].plan.tensors)
     done = 0
     with contextlib.ExitStack() as stack:
@@ -117,7 +119,7 @@ def encode(
         if on_error is not None:
             stack.push(lambda kind, _error, _trace: on_error() if kind else None)
         tiles = _tiles(zip(*(out.plan.tensors for out in outputs), strict=True))
-        for tile, encoded in _in_order(pool, workers, tiles, reader, meter):
+        for tile, encoded in _in_order(pool, workers, tiles, reader, chosen, meter):
             for output, (writer, tensor, part) in enumerate(zip(writers, tile.tensors, encoded.parts, strict=True)):
                 if tile.first == 0:
                     writer.begin(tensor)
@@ -133,7 +135,7 @@ def encode(
 
 
 def derive(
-    tensors: Sequence[PlannedTensor], reader: TensorReader, *, threads: int = 0
+    tensors: Sequence[PlannedTensor], reader: TensorReader, *, threads: int = 0, engine: str = quant.AUTO
 ) -> Iterator[tuple[PlannedTensor, int, np.ndarray]]:
     """Encode *tensors* as `encode` does, but write nothing: yield tensor, first row and bytes (n_rows, row_bytes).
 
@@ -143,15 +145,31 @@ def derive(
         FormatError: as `encode` does.
     """
     workers = threads or usable_cores()
+    chosen = choose_engine(engine, [tensors])
     with ThreadPoolExecutor(workers, "derive") as pool:
-        for tile, encoded in _in_order(pool, workers, _tiles((tensor,) for tensor in tensors), reader):
+        for tile, encoded in _in_order(pool, workers, _tiles((tensor,) for tensor in tensors), reader, chosen):
             yield tile.tensors[0], tile.first, encoded.parts[0]
 
 
-def memory_bytes(plans: Sequence[Plan], threads: int) -> int:
+def choose_engine(name: str, files: Sequence[Sequence[PlannedTensor]]) -> quant.Engine:
+    """Return the engine called *name* for writing *files*, given by their tensors; a type wanted twice counts once.
+
+    Raises:
+        UsageError: if there is no such engine.
+        ToolError: if it is not installed.
+    """
+    work = Counter[str]()
+    for tensors in zip(*files, strict=True):
+        dtype = tensors[0].view.dtype if tensors[0].view else tensors[0].type
+        for kind in {tensor.type for tensor in tensors} - {dtype}:
+            work[kind] += tensors[0].n_rows * tensors[0].n_cols
+    return quant.get_engine(name, work)
+
+
+def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) -> int:
     """Estimate the most memory that `encode` takes: tiles in flight, and what each worker uses beside them."""
     raw = made = 0
-    scratch = 0
+    wanted: set[str] = set()
     for tensors in zip(*(plan.tensors for plan in plans), strict=True):
         first = tensors[0]
         n = min(first.n_rows, max(1, TILE_ELEMENTS // first.n_cols)) * first.n_cols
@@ -159,9 +177,10 @@ def memory_bytes(plans: Sequence[Plan], threads: int) -> int:
         kinds = {tensor.type for tensor in tensors} - {dtype}
         raw = max(raw, _bytes_of(dtype, n))
         made = max(made, sum(_bytes_of(kind, n) for kind in kinds) + 4 * n if kinds else 0)
-        scratch = SCRATCH_BYTES if kinds - {"F32", "F16", "BF16"} else scratch
-    # Beside its tile a worker has the tile's bits, checked for NaN, and the scratch memory of the kernels.
-    return (threads + 2) * (raw + made) + threads * (2 * raw + scratch)
+        wanted |= kinds
+    # Beside its tile a worker has the tile's bits, checked for NaN.
+    tiles = (threads + 2) * (raw + made) + threads * 2 * raw
+    return tiles + choose_engine(engine, [plan.tensors for plan in plans]).memory_bytes(wanted, threads)
 
 
 def _bytes_of(kind: str, n: int) -> int:
@@ -181,6 +200,7 @@ def _in_order(
     workers: int,
     tiles: Iterator[_Tile],
     reader: TensorReader,
+    engine: quant.Engine,
     meter: ErrorMeter | None = None,
 ) -> Iterator[tuple[_Tile, _Encoded]]:
     """Encode tiles on the pool, a few ahead of the writer, and give them back in their order."""
@@ -199,7 +219,7 @@ def _in_order(
             if free.empty():
                 yield from oldest()
             scratch = free.get()
-            waiting.append((tile, scratch, pool.submit(_encode_tile, tile, reader, scratch, meter)))
+            waiting.append((tile, scratch, pool.submit(_encode_tile, tile, reader, engine, scratch, meter)))
         while waiting:
             yield from oldest()
     finally:
@@ -207,7 +227,9 @@ def _in_order(
             future.cancel()
 
 
-def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch, meter: ErrorMeter | None) -> _Encoded:
+def _encode_tile(
+    tile: _Tile, reader: TensorReader, engine: quant.Engine, scratch: _Scratch, meter: ErrorMeter | None
+) -> _Encoded:
     """Read, check and decode one tile, and encode it for each output; a type that several want is made once."""
     tensor = tile.tensors[0]
     view = tensor.view
@@ -216,7 +238,7 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch, meter: Er
     raw = scratch.bytes("raw", n_rows, tensor_bytes(view.dtype, (tensor.n_cols,)))
     view.read(reader, np.arange(tile.first, tile.stop, dtype=np.int64), slice(None), raw)
     if view.dtype in _NOT_FINITE:
-        _check_finite(raw, view.dtype, view, tensor, tile.first)
+        _check_finite(engine, raw, view.dtype, view, tensor, tile.first)
     floats: np.ndarray | None = None
     made = {view.dtype: raw}
     sums: dict[str, Sums] = {}
@@ -225,51 +247,66 @@ def _encode_tile(tile: _Tile, reader: TensorReader, scratch: _Scratch, meter: Er
             continue
         if floats is None:
             floats = scratch.floats(n_rows, tensor.n_cols)
-            _decode(reader, raw, floats, view, tensor, tile.first)
+            _decode(reader, engine, raw, floats, view, tensor, tile.first)
         kind = quant.get(planned.type)
         part = scratch.bytes(planned.type, n_rows, kind.row_bytes(tensor.n_cols))
-        _quantize(kind, planned, floats, part, tile.first)
+        _quantize(engine, kind, (planned, tile.first), floats, part)
         if planned.type == "F16":
-            _check_overflow(part, floats, planned, tile.first)
+            _check_overflow(engine, part, floats, planned, tile.first)
         if meter and not keeps_values(view.dtype, planned.type):
             sums[planned.type] = meter.measure(planned, floats, part, tile.first)
         made[planned.type] = part
     return _Encoded([made[t.type] for t in tile.tensors], [sums.get(t.type) for t in tile.tensors])
 
 
-def _quantize(kind: BlockType, tensor: PlannedTensor, floats: np.ndarray, out: np.ndarray, first_row: int) -> None:
-    """Quantize rows of a tensor; those of each of its matrices have their own importance."""
+def _quantize(
+    engine: quant.Engine, kind: quant.BlockType, place: tuple[PlannedTensor, int], floats: np.ndarray, out: np.ndarray
+) -> None:
+    """Quantize rows of a tensor, *place* it and the first; those of each of its matrices have their own importance."""
+    tensor, first_row = place
     if tensor.importance is None:
-        kind.quantize_rows(floats, out)
+        engine.quantize_rows(kind, floats, out)
         return
     start, height = 0, tensor.shape[-2]
     while start < len(floats):
         matrix, row = divmod(first_row + start, height)
         stop = min(len(floats), start + height - row)
-        kind.quantize_rows(floats[start:stop], out[start:stop], tensor.importance[matrix])
+        engine.quantize_rows(kind, floats[start:stop], out[start:stop], tensor.importance[matrix])
         start = stop
 
 
 def _decode(
-    reader: TensorReader, raw: np.ndarray, floats: np.ndarray, view: View, tensor: PlannedTensor, first_row: int
+    reader: TensorReader,
+    engine: quant.Engine,
+    raw: np.ndarray,
+    floats: np.ndarray,
+    view: View,
+    tensor: PlannedTensor,
+    first_row: int,
 ) -> None:
     """Give the float32 values of a tile; of a quantized one (requantizing) they are checked here."""
     kind = quant.get(view.dtype)
-    if kind.block_size == 1:
+    if decode := engine.decoder(kind):
+        decode(raw, floats)
+    elif kind.block_size == 1:
         reader.decode(view.dtype, raw, floats)
-        return
-    kind.dequantize_rows(raw, floats)
-    _check_finite(floats.view(np.uint8), "F32", view, tensor, first_row)
+    else:
+        kind.dequantize_rows(raw, floats)
+    if kind.block_size > 1:
+        _check_finite(engine, floats.view(np.uint8), "F32", view, tensor, first_row)
 
 
-def _check_finite(raw: np.ndarray, dtype: str, view: View, tensor: PlannedTensor, first_row: int) -> None:
+def _check_finite(
+    engine: quant.Engine, raw: np.ndarray, dtype: str, view: View, tensor: PlannedTensor, first_row: int
+) -> None:
     """Refuse NaN and Inf by their exponent bits, before decoding."""
     unsigned, mask, limit = _NOT_FINITE[dtype]
     kind = quant.get(dtype)
     is_packed = kind.block_size > 1
     bits = raw.reshape(len(raw), -1, kind.type_size)[..., 0] if is_packed else raw.view(unsigned)
-    magnitude = bits & unsigned(mask)
-    if int(magnitude.max(initial=0)) >= limit:
+    largest = int(bits.max(initial=0)) if is_packed else engine.largest_magnitude(bits)
+    if largest >= limit:
+        magnitude = bits & unsigned(mask)
         row, column = (int(i) for i in np.argwhere(magnitude >= limit)[0])
         place = f"row {first_row + row}, column {column * kind.block_size} of {tensor.name}"
         raise FormatError(
@@ -281,10 +318,13 @@ def _check_finite(raw: np.ndarray, dtype: str, view: View, tensor: PlannedTensor
         )
 
 
-def _check_overflow(part: np.ndarray, floats: np.ndarray, tensor: PlannedTensor, first_row: int) -> None:
+def _check_overflow(
+    engine: quant.Engine, part: np.ndarray, floats: np.ndarray, tensor: PlannedTensor, first_row: int
+) -> None:
     """Refuse a weight that float16 cannot hold, as llama-quantize's check of rows does."""
-    infinite = (part.view(np.uint16) & np.uint16(0x7FFF)) >= np.uint16(0x7C00)
-    if infinite.any():
+    halves = part.view(np.uint16)
+    if engine.largest_magnitude(halves) >= 0x7C00:
+        infinite = (halves & np.uint16(0x7FFF)) >= np.uint16(0x7C00)
         row, column = (int(i) for i in np.argwhere(infinite)[0])
         raise FormatError(
             "a weight is too large for float16",

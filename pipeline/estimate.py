@@ -17,7 +17,7 @@ import numpy as np
 from pipeline import machine, quant
 from pipeline.blueprint import PRECISIONS
 from pipeline.checkpoint.reader import decode_rows
-from pipeline.encode import memory_bytes
+from pipeline.encode import choose_engine, memory_bytes
 from pipeline.gguf import tensor_bytes
 from pipeline.types import Plan
 
@@ -29,14 +29,15 @@ _ROUNDS = 2  # the first one takes the page faults
 _OTHER = 1.0e-9
 
 
-def seconds_to_write(plans: Sequence[Plan], threads: int = 0) -> float:
+def seconds_to_write(plans: Sequence[Plan], threads: int = 0, engine: str = quant.AUTO) -> float:
     """Estimate the wall time of writing the files of *plans* from one reading of their source.
 
-    *threads* workers (0: one for each core) encode; one thread writes and hashes.
+    *threads* workers (0: one for each core) encode with *engine*; one thread writes and hashes.
     """
     cores = threads or machine.usable_cores()
     plans = [plan for plan in plans if not plan.verbatim] or plans[:1]
-    encoding = sum(seconds * n for (dtype, kind), n in _work(plans).items() if (seconds := _encoding(dtype, kind)))
+    chosen = choose_engine(engine, [plan.tensors for plan in plans])
+    encoding = sum(_encoding(dtype, kind, chosen.name) * n for (dtype, kind), n in _work(plans).items())
     sources = Counter[str]()
     for tensor in plans[0].tensors:
         if tensor.view:
@@ -46,9 +47,9 @@ def seconds_to_write(plans: Sequence[Plan], threads: int = 0) -> float:
     return max((encoding + reading + writing) / min(cores, machine.usable_cores()), writing)
 
 
-def bytes_to_write(plans: Sequence[Plan], threads: int = 0) -> int:
+def bytes_to_write(plans: Sequence[Plan], threads: int = 0, engine: str = quant.AUTO) -> int:
     """Estimate the most memory that this process will have taken when the files of *plans* are written."""
-    tiles = memory_bytes(plans, threads or machine.usable_cores())
+    tiles = memory_bytes(plans, threads or machine.usable_cores(), engine)
     return max(machine.peak_bytes(), machine.resident_bytes() + tiles)
 
 
@@ -64,8 +65,9 @@ def _work(plans: Sequence[Plan]) -> Counter[tuple[str, str]]:
 
 
 @cache
-def _encoding(dtype: str, kind: str) -> float:
+def _encoding(dtype: str, kind: str, engine: str) -> float:
     """Measure the processor seconds of one weight, decoded from *dtype* and encoded as *kind*."""
+    chosen = quant.get_engine(engine, {})
     values = np.random.default_rng(0).standard_normal((_ROWS, _COLUMNS), np.float32)
     raw = np.empty((_ROWS, quant.get(dtype).row_bytes(_COLUMNS)), np.uint8)
     quant.get(dtype).quantize_rows(values, raw)
@@ -76,7 +78,7 @@ def _encoding(dtype: str, kind: str) -> float:
             decode_rows(dtype, raw, values)
         else:
             quant.get(dtype).dequantize_rows(raw, values)
-        quant.get(kind).quantize_rows(values, encoded)
+        chosen.quantize_rows(quant.get(kind), values, encoded)
 
     return _measure(work) / values.size
 

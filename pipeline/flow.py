@@ -6,7 +6,6 @@ alone.  Each stage lives in its own package; this file only joins them.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,16 +14,15 @@ from pathlib import Path
 
 from pipeline import arch as archs
 from pipeline import blueprint as blueprints
-from pipeline import crash, data, decide, prove, publish, record, republish
+from pipeline import crash, decide, prove, publish, quant, record, republish
 from pipeline import delivery as deliveries
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
 from pipeline import report as reports
-from pipeline.checkpoint import TensorReader, merge_adapter, open_checkpoint
+from pipeline.checkpoint import merge_adapter, open_checkpoint
 from pipeline.delivery import Delivery
-from pipeline.encode import Output, encode
-from pipeline.errors import ResourceError, UsageError
-from pipeline.gguf import copy_file, read_parts
+from pipeline.errors import UsageError
+from pipeline.gguf import read_parts
 from pipeline.job import DEFAULT_QUANT, Job, Prepared, adapted, usual_quant
 from pipeline.measure import LEVELS, ErrorMeter
 from pipeline.parts import SplitModel, Written
@@ -36,6 +34,7 @@ from pipeline.store import Name
 from pipeline.tokenizer import read_tokenizer
 from pipeline.tuning import Tuning
 from pipeline.types import Blob, Check, Log, Modelfile, Plan
+from pipeline.writing import write
 
 
 def package(job: Job, log: Log) -> Report:
@@ -94,7 +93,7 @@ def make(
     first = next(iter(targets.values()))
     with first.staging([plan.file_bytes for plan in planned]) as paths, hashed(prepared, planned) as hashes:
         crash.point("staging made")
-        blobs = write(planned, paths, log, job.threads, prepared.opened, meter)
+        blobs = write(planned, paths, log, job.threads, prepared.opened, meter, job.engine)
         clock.lap("write")
         sources = hashes.result()
         clock.lap("hash sources")
@@ -134,6 +133,7 @@ def check_job(job: Job) -> None:
         raise UsageError("no such proof", expected=" or ".join(prove.LEVELS), found=job.proof)
     if job.errors not in LEVELS:
         raise UsageError("no such way to measure errors", expected=" or ".join(LEVELS), found=job.errors)
+    quant.check_engine(job.engine)
     if job.proof != "none":
         runtime_at_hand()
 
@@ -204,17 +204,19 @@ def convert(
     *,
     adapter: Path | None = None,
     part_bytes: int | None = None,
+    engine: str = quant.AUTO,
 ) -> Written:
     """Write a checkpoint as an unquantized GGUF at *path*; *dtype* is a precision, or "auto" for the source's own.
 
     With *part_bytes*, it is split into files with so many bytes of tensors at most.
     """
+    quant.check_engine(engine)
     with prepare(model, log, "stream", adapter=adapter) as prepared:
         if prepared.source.gguf:
             raise UsageError("is a GGUF already", where=model, hint="quantize writes it in another type")
         plan = plans.make_plan(prepared.blueprint, dtype)
         cut = SplitModel.of(plan, path, part_bytes)
-        return cut.write(lambda planned, paths: write(planned, paths, log, threads, prepared.opened))
+        return cut.write(lambda planned, paths: write(planned, paths, log, threads, prepared.opened, engine=engine))
 
 
 def quantize(
@@ -227,18 +229,20 @@ def quantize(
     requantize: bool = False,
     part_bytes: int | None = None,
     tuning: Tuning | None = None,
+    engine: str = quant.AUTO,
 ) -> Written:
     """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says.
 
     One part of a split model stands for all of them.  *part_bytes* is as for `convert`; *tuning* changes
     the recipe.
     """
+    quant.check_engine(engine)
     parts = read_parts(gguf)
     plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe, tuning)
     plans.say_notes([plan], (), log)
     cut = SplitModel.of(plan, path, part_bytes)
     cut.refuse_to_replace([part.path for part in parts])
-    return cut.write(lambda planned, paths: write(planned, paths, log, threads))
+    return cut.write(lambda planned, paths: write(planned, paths, log, threads, engine=engine))
 
 
 def source_files(prepared: Prepared, planned: Sequence[Plan]) -> tuple[Path, ...]:
@@ -252,65 +256,6 @@ def hashed(prepared: Prepared, planned: Sequence[Plan]) -> SourceHashes:
     """Make what hashes the files that *planned* are made of, while they are written."""
     prepared.opened.prefer(weights_of(planned[0].tensors))
     return SourceHashes(prepared.source.folder, source_files(prepared, planned), prepared.opened.wait)
-
-
-def write(
-    planned: Sequence[Plan],
-    paths: Sequence[Path],
-    log: Log,
-    threads: int = 0,
-    opened: OpenSource | None = None,
-    meter: ErrorMeter | None = None,
-) -> list[Blob]:
-    """Read every source tensor once and write all planned files; copy those that exist already.
-
-    Weights of *opened* may still be on their way; *meter* measures the errors of what is encoded.
-    """
-    check_disk(planned, paths)
-    written: dict[Path, Blob] = {}
-    outputs = [Output(plan, path) for plan, path in zip(planned, paths, strict=True)]
-    for out in outputs:
-        if out.plan.verbatim:
-            with log.bar(f"copying {out.plan.verbatim.name}") as progress:
-                written[out.path] = copy_file(out.plan.verbatim, out.path, out.plan.file_bytes, progress)
-    rest = [out for out in outputs if out.path not in written]
-    if rest:
-        written |= {out.path: blob for out, blob in zip(rest, _encode(rest, log, threads, opened, meter), strict=True)}
-    return [written[path] for path in paths]
-
-
-def _encode(
-    outputs: Sequence[Output], log: Log, threads: int, opened: OpenSource | None, meter: ErrorMeter | None
-) -> list[Blob]:
-    if opened is not None:
-        opened.prefer(weights_of(outputs[0].plan.tensors))
-    names = ", ".join(out.plan.recipe for out in outputs)
-    with TensorReader(ready=opened.wait if opened else None) as reader, log.bar(f"writing {names}") as progress:
-        stop = opened.stop if opened else None
-        return encode(outputs, reader, threads=threads, progress=progress, on_error=stop, meter=meter)
-
-
-def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
-    """Refuse to start what the disk cannot hold.
-
-    Raises:
-        AccessError: if a folder cannot be written.
-        ResourceError: if the files together are larger than the free space.
-    """
-    for path in paths:
-        if not path.parent.is_dir():
-            raise UsageError("the folder of the output does not exist", where=path.parent, hint="make it first")
-        data.require_writable(path.parent, "the folder of the output cannot be written", "choose another one with -o")
-    needed = sum(plan.file_bytes for plan in planned)
-    free = shutil.disk_usage(paths[0].parent).free
-    if free < needed:
-        raise ResourceError(
-            "not enough disk space",
-            where=paths[0].parent,
-            expected=f"{needed:,} bytes free",
-            found=f"{free:,} bytes free",
-            hint="free some space, publish fewer quantizations at once, or move the store (GGUF_PIPELINE_STORE)",
-        )
 
 
 def modelfile_text(job: Job, log: Log) -> str:
@@ -358,25 +303,23 @@ def make_release(
         )
         for number, (plan, path, blob) in enumerate(zip(planned, paths, blobs, strict=True))
     )
-    prompts: tuple[publish.Prompt, ...] = ()
-    if job.proof != "none" and modelfile.template is None and modelfile.renderer is None:
-        prompting = prompting_of(prepared, modelfile)
-        prompts = tuple(
-            publish.Prompt(messages, text.removeprefix(prompting.bos), prompting.bos)
-            for messages, text in prove.expected_prompts(prompting)
-        )
+    prompting = prompting_of(job, prepared, modelfile)
+    expected = prove.expected_prompts(prompting) if prompting.for_ollama and job.proof != "none" else ()
+    bos = prompting.template.bos if prompting.template else ""
+    prompts = tuple(publish.Prompt(messages, text.removeprefix(bos), bos) for messages, text in expected)
     return publish.Release(*model_name(job, prepared), entries, prompts)
 
 
-def prompting_of(prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
+def prompting_of(job: Job, prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
     """Say how the checkpoint prompts, and whether Ollama is told another way."""
     tokenizer, source = prepared.tokenizer, prepared.source
+    own, texts = tokenizer.chat_template, (tokenizer.bos or "", tokenizer.eos or "")
     return prove.Prompting(
-        tokenizer.chat_template,
-        tokenizer.bos or "",
-        tokenizer.eos or "",
-        has_go_template=modelfile.template is not None or modelfile.renderer is not None,
+        None if own is None else prove.Template(own, tokenizer.tool_template, *texts),
+        go_template=modelfile.template,
+        renderer=modelfile.renderer,
         tokenizer=source.folder if source.gguf is None else None,
+        for_ollama="ollama" in job.targets,
     )
 
 
@@ -386,8 +329,12 @@ def proof(
     """Prove the files that are about to be published.
 
     Raises:
-        ProofError: if one is not what was meant.
+        ProofError: if one is not what was meant, unless the job says to go on.
     """
-    checks = prove.files(job.proof, items, prompting_of(prepared, modelfile), log.stage)
-    prove.refuse_differences("/".join(model_name(job, prepared)), checks)
+    checks = prove.files(job.proof, items, prompting_of(job, prepared, modelfile), log.stage)
+    if job.force:
+        for check in (check for check in checks if check.state == "different"):
+            log.note(f"published although {check.name} is different: {check.detail}")
+    else:
+        prove.refuse_differences("/".join(model_name(job, prepared)), checks)
     return checks

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import blueprint as blueprints
 from pipeline import modelfile as modelfiles
-from pipeline import publish
+from pipeline import publish, quant
 from pipeline.source import OpenSource, aliases
 from pipeline.tokenizer import Tokenizer
 from pipeline.tuning import Tuning
@@ -28,7 +28,9 @@ class Job:
 
     *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
     merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
-    says which rows are compared with the source (a name in measure.LEVELS).  *tuning* changes the recipes.
+    says which rows are compared with the source (a name in measure.LEVELS), *engine* who quantizes (a name for
+    quant.get_engine).  With *force* it is published even if the proof finds a difference.  *tuning* changes
+    the recipes.
     """
 
     model: str
@@ -47,6 +49,8 @@ class Job:
     tags: tuple[str, ...] = ()
     latest: bool = True
     again: bool = False
+    force: bool = False
+    engine: str = quant.AUTO
 
     def tags_of(self, number: int) -> tuple[str, ...]:
         """Return all tags of the file of quantization *number*, its own first."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import data, decide, flow, machine, publish
+from pipeline import data, decide, flow, machine, publish, quant
 from pipeline import delivery as deliveries
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
@@ -25,14 +25,18 @@ _SHOWN = 20  # names of dropped tensors
 
 
 def describe_plan(
-    prepared: Prepared, recipe: str, context: int, threads: int = 0, tuning: Tuning | None = None
+    prepared: Prepared,
+    recipe: str,
+    context: int,
+    threads: int = 0,
+    engine: str = quant.AUTO,
+    tuning: Tuning | None = None,
 ) -> dict[str, Any]:
     """Describe the file that *recipe* would give: sizes in bytes, shapes row-major, times in seconds.
 
     *tuning* changes the recipe.  *context*, in tokens, is what the KV cache is estimated for; it never exceeds what the
-    model was trained for.
-    Memory and time are estimates for this machine with *threads* workers; "kv_cache_bytes" is None where the header
-    does not tell.
+    model was trained for.  Memory and time are estimates for this machine with *threads* workers of *engine*;
+    "kv_cache_bytes" is None where the header does not tell.
     """
     plan = make_plan(prepared.blueprint, recipe, tuning)
     parameters = prepared.blueprint.n_parameters
@@ -51,9 +55,9 @@ def describe_plan(
         "bits_per_weight": 8 * sum(t.n_bytes for t in plan.tensors) / parameters,
         "disk": str(local_store_root()),
         "disk_free": _disk_free(local_store_root()),
-        "memory_bytes": bytes_to_write([plan], threads),
+        "memory_bytes": bytes_to_write([plan], threads, engine),
         "memory_free": machine.available_memory(),
-        "seconds": round(seconds_to_write([plan], threads), 3),
+        "seconds": round(seconds_to_write([plan], threads, engine), 3),
         "kv_cache_context": tokens,
         "kv_cache_bytes": cache,
         "run_bytes": None if cache is None else plan.file_bytes + cache,
@@ -75,7 +79,7 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
         flow.prepare(job.model, log, requantize=job.requantize, adapter=job.adapter) as prepared,
     ):
         job = replace(job, quants=flow.choose_quants(job.quants, prepared))
-        plans = [make_plan(prepared.blueprint, quant, job.tuning) for quant in job.quants]
+        plans = [make_plan(prepared.blueprint, recipe, job.tuning) for recipe in job.quants]
         blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
         modelfile = decide.modelfile_of(prepared, job, log)
         release = flow.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
@@ -84,11 +88,11 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
         staging = next(iter(targets.values())).staging_folder
         there = {text: publish.already_there(target, release) for text, target in targets.items()}
         return [
-            describe_plan(prepared, quant, _CONTEXT, job.threads, job.tuning)
+            describe_plan(prepared, recipe, _CONTEXT, job.threads, job.engine, job.tuning)
             | {"disk": str(staging), "disk_free": _disk_free(staging)}
-            | {"name": f"{release.namespace}/{release.model}:{quant}", "tags": job.tags_of(number)}
+            | {"name": f"{release.namespace}/{release.model}:{recipe}", "tags": job.tags_of(number)}
             | {"targets": [_at_target(text, found[number]) for text, found in there.items()]}
-            for number, quant in enumerate(job.quants)
+            for number, recipe in enumerate(job.quants)
         ]
 
 

@@ -8,8 +8,8 @@ The report of the last publication under a name keeps what a later one compares,
   which are hashed where they look otherwise than before (provenance.recognise); the manifests, which name the
   Modelfile's layers and the tags, with what the targets hold.
 
-Threads do not count: they change no byte.  What was proven less well than is wanted now, or with an error, is made
-again.
+Threads and engine do not count: they change no byte.  What was proven less well than is wanted now, or with an error,
+is made again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.tuning import Tuning
 from pipeline.types import Blob, Check, Modelfile, Plan, Source
 
 # Settings of a job that change neither a byte nor a name; proof and errors are compared by their level.
-_NO_MATTER = ("threads", "targets", "again", "proof", "errors")
+_NO_MATTER = ("threads", "engine", "targets", "again", "force", "proof", "errors")
 
 
 @dataclass(frozen=True)

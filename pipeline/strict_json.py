@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,24 @@ class _RefusedError(ValueError):
     """A rule of ours that is broken while the parser runs."""
 
 
+def has_file(path: Path) -> bool:
+    """Say whether there is a file at *path*.  What is there and is none is refused: its content was meant to count.
+
+    Raises:
+        FormatError: for a broken link, a folder, a pipe, a device.
+    """
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        raise _not_a_file(path)
+    return False
+
+
+def _not_a_file(path: Path) -> FormatError:
+    found = "a link to nothing" if path.is_symlink() and not path.exists() else "a folder, a pipe or a device"
+    return FormatError("is not a file", where=path, expected="a file", found=found, hint=_HINT)
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """Read a whole file of at most *limit* bytes.
 
@@ -38,9 +57,13 @@ def read_bytes(path: Path, limit: int) -> bytes:
         FormatError: if it cannot be read, or is larger.
     """
     try:
-        with path.open("rb") as file:
+        # A named pipe must not block.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise _not_a_file(path)
             # The size first, so that nothing is allocated for a huge file; it may still grow.
-            n_bytes = os.fstat(file.fileno()).st_size
+            n_bytes = status.st_size
             data = file.read(limit + 1) if n_bytes <= limit else b""
     except OSError as e:
         raise FormatError("cannot be read", where=path, found=e.strerror or e, hint="check the folder") from e
@@ -71,7 +94,7 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
 
 def read_optional(path: Path) -> dict[str, Any]:
     """Read a JSON object as `read_json` does; a file that does not exist is an empty one."""
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if has_file(path) else {}
 
 
 def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:

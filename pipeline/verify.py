@@ -102,6 +102,7 @@ def verify_against(
     sample: int | None = SAMPLE,
     seed: int = 0,
     threads: int = 0,
+    engine: str = quant.AUTO,
     adapter: Path | None = None,
     tuning: Tuning | None = None,
 ) -> Verification:
@@ -114,12 +115,14 @@ def verify_against(
         sample: how many matrices to derive, see `choose`; None means all.
         seed: chooses the sample.
         threads: worker threads; 0 means one for each core.
+        engine: what quantizes (see quant.get_engine).
         adapter: a LoRA adapter that was merged into the source.
         tuning: how the recipe was changed.
 
     Raises:
         PipelineError: if the file or the source is bad; a difference is an answer, not an error.
     """
+    quant.check_engine(engine)
     if sample is not None and sample < 1:
         raise UsageError("a sample has at least one matrix", found=sample)
     file = read_gguf(path)
@@ -130,7 +133,7 @@ def verify_against(
         if checks[-1].state == "different":
             return Verification(path, plan.recipe, seed, checks)
         chosen = plan.tensors if sample is None else choose(plan.tensors, sample, seed)
-        proofs = _derive(file, chosen, prepared.opened, log, threads)
+        proofs = _derive(file, chosen, prepared.opened, log, threads, engine)
     return Verification(path, plan.recipe, seed, (*checks, _bytes(proofs, len(plan.tensors))), proofs)
 
 
@@ -209,7 +212,7 @@ def _describe(tensor: PlannedTensor) -> str:
 
 
 def _derive(
-    file: GgufFile, tensors: Sequence[PlannedTensor], opened: OpenSource, log: Log, threads: int
+    file: GgufFile, tensors: Sequence[PlannedTensor], opened: OpenSource, log: Log, threads: int, engine: str
 ) -> tuple[TensorProof, ...]:
     """Encode *tensors* again and compare each with the file, tile by tile; only files that they need are waited for."""
     opened.prefer(weights_of(tensors))
@@ -217,7 +220,7 @@ def _derive(
     found: dict[str, TensorProof] = {}
     total, done = sum(t.n_rows * t.n_cols for t in tensors), 0
     with TensorReader(ready=opened.wait) as reader, log.bar("deriving tensors again") as progress:
-        for tensor, first, data in derive(tensors, reader, threads=threads):
+        for tensor, first, data in derive(tensors, reader, threads=threads, engine=engine):
             known = found.get(tensor.name)
             if known is None or known.equal:
                 found[tensor.name] = _compare(file, there[tensor.name], first, data)

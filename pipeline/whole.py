@@ -10,7 +10,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,15 +27,7 @@ def open_beside(path: Path) -> tuple[Path, int]:
     Raises:
         OSError: if the folder is missing or refuses.
     """
-    _sweep(path)
-    while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):  # a disk without locks
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_nlink:
-            return temporary, fd
-        os.close(fd)  # it was swept before it was locked
+    return _locked(path, lambda name: os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
 
 
 @contextmanager
@@ -83,17 +75,30 @@ def folder_beside(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if the folder of *path* is missing or refuses.
     """
-    _sweep(path)
-    folder = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
-    folder.mkdir()
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    folder, fd = _locked(path, _made_folder)
     try:
-        with suppress(OSError):  # a disk without locks
-            fcntl.flock(fd, fcntl.LOCK_EX)
         yield folder
     finally:
         os.close(fd)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made_folder(name: Path) -> int:
+    name.mkdir()
+    return os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
+    """Sweep what killed writers of *path* left, and lock what *make* opens under a new name beside it."""
+    _sweep(path)
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
+        fd = make(temporary)
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, fd
+        os.close(fd)  # it was swept before it was locked
 
 
 def _sweep(path: Path) -> None:

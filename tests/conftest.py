@@ -90,9 +90,9 @@ def workdir(tmp_path: Path) -> Path:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI a test that needs a program and is skipped has failed: nobody would see that nothing was tested."""
+    """In CI a test that needs a program, or a right, and is skipped has failed: nobody would see what is not tested."""
     report = yield
-    is_ours = any(item.get_closest_marker(name) for name in ("native", "ollama", "registry"))
+    is_ours = any(item.get_closest_marker(name) for name in ("native", "ollama", "registry", "mounts", "browser"))
     if IS_CI and is_ours and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {report.longrepr}"

@@ -102,12 +102,17 @@ def _plans(folder: Path, silent_log: Any, *recipes: str) -> list[Any]:
 def test_time_follows_the_work(checkpoint: Path, demo: Path, silent_log: Any) -> None:
     """More weights, more bits to search and fewer workers take longer; a type that two files want counts once."""
     (q4, q8), (small,) = _plans(checkpoint, silent_log, "Q4_K_M", "Q8_0"), _plans(demo, silent_log, "Q4_K_M")
-    one = estimate.seconds_to_write([q4], 1)
-    assert one == pytest.approx(estimate.seconds_to_write([small], 1) * 53.5 / 2.62, rel=0.35)
-    assert one > 3 * estimate.seconds_to_write([q8], 1) > 0
-    assert one < estimate.seconds_to_write([q4, q8], 1) < 1.5 * one
-    assert estimate.seconds_to_write([q4, q4], 1) < 1.2 * one
-    assert estimate.seconds_to_write([q4]) <= one
+
+    def seconds(planned: list[Any], threads: int = 0) -> float:
+        return estimate.seconds_to_write(planned, threads, "numpy")
+
+    one = seconds([q4], 1)
+    assert one == pytest.approx(seconds([small], 1) * 53.5 / 2.62, rel=0.35)
+    assert one > 3 * seconds([q8], 1) > 0
+    assert one < seconds([q4, q8], 1) < 1.5 * one
+    assert seconds([q4, q4], 1) < 1.2 * one
+    assert seconds([q4]) <= one
+    assert estimate.seconds_to_write([q4], 1, "fast") < one / 2
 
 
 def test_memory_follows_the_workers(checkpoint: Path, silent_log: Any) -> None:

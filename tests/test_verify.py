@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import flow, verify
+from pipeline import flow, verify, writing
 from pipeline import plan as plans
 from pipeline.blueprint import from_checkpoint
 from pipeline.checkpoint import open_checkpoint
@@ -174,7 +174,7 @@ def test_a_folder_cannot_prove_a_commit(demo: Path, tmp_path: Path, silent_log: 
     source = Source("Other-Name", demo, "org/other-name", "main", "c" * 40)
     tokenizer = read_tokenizer(demo, dict(checkpoint.text_config()))
     plan = plans.make_plan(from_checkpoint(checkpoint, tokenizer, source), "Q8_0")
-    flow.write([plan], [tmp_path / "hub.gguf"], silent_log)
+    writing.write([plan], [tmp_path / "hub.gguf"], silent_log)
     found = check(tmp_path / "hub.gguf")
     assert set(_states(found).values()) == {"proven"}
     assert "cannot be proven by a folder" in found.checks[1].detail

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.checkpoint.safetensors import read_header
 from pipeline.checkpoint.torch_zip import read_torch
 from pipeline.errors import FormatError, InputError, UnsupportedError
-from pipeline.strict_json import json_type, read_json, shorten
+from pipeline.strict_json import has_file, json_type, read_json, shorten
 from pipeline.types import SourceTensor
 
 CONFIG = "adapter_config.json"
@@ -106,11 +106,11 @@ def read_adapter(folder: Path) -> Adapter:
         UnsupportedError: if it is another kind than LoRA, or LoRA with something that is not merged here (DoRA ...).
         FormatError: if config and tensors contradict each other.
     """
-    if not (folder / CONFIG).is_file():
+    if not has_file(folder / CONFIG):
         raise InputError(f"holds no {CONFIG}", where=folder, expected="a LoRA adapter as PEFT saves it")
     raw = read_json(folder / CONFIG, _MAX_CONFIG)
     config = _config(raw, str(folder / CONFIG))
-    name = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
+    name = next((name for name in _WEIGHTS if has_file(folder / name)), None)
     if name is None:
         raise FormatError("holds no weights", where=folder, expected=" or ".join(_WEIGHTS))
     path = folder / name

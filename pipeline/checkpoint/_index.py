@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.checkpoint.safetensors import check_name, read_header
 from pipeline.checkpoint.torch_zip import read_torch
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.strict_json import json_type, read_json, shorten
+from pipeline.strict_json import has_file, json_type, read_json, shorten
 from pipeline.types import FileHead, SourceTensor
 
 _MAX_INDEX = 100_000_000
@@ -73,9 +73,9 @@ def collect(folder: Path, remote_headers: Heads) -> dict[str, SourceTensor]:
 
 def _named(folder: Path, kind: _Format, remote_headers: Heads) -> dict[str, SourceTensor] | None:
     single = folder / kind.single
-    if single in remote_headers or single.exists():
+    if single in remote_headers or has_file(single):
         return kind.read(single, remote_headers.get(single))
-    return _sharded(folder, kind, remote_headers) if (folder / kind.index).exists() else None
+    return _sharded(folder, kind, remote_headers) if has_file(folder / kind.index) else None
 
 
 def _none(folder: Path) -> UnsupportedError:

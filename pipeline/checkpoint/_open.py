@@ -13,7 +13,7 @@ from pipeline.checkpoint._index import collect
 from pipeline.checkpoint._pooling import read_pooling
 from pipeline.checkpoint._sentence import SentenceFacts, read_sentence_facts
 from pipeline.errors import FormatError, InputError
-from pipeline.strict_json import json_type, read_json
+from pipeline.strict_json import has_file, json_type, read_bytes, read_json
 from pipeline.types import FileHead, SourceTensor
 
 _MAX_CONFIG = 10_000_000
@@ -65,7 +65,7 @@ class Checkpoint:
         Raises:
             FormatError: if one is larger than 1 MB.
         """
-        paths = sorted(p for p in self.folder.iterdir() if p.name.upper().startswith(_LICENSE_NAMES) and p.is_file())
+        paths = sorted(p for p in self.folder.iterdir() if p.name.upper().startswith(_LICENSE_NAMES) and not p.is_dir())
         return tuple(_license_text(p) for p in paths)
 
 
@@ -86,7 +86,7 @@ def open_checkpoint(folder: Path, remote_headers: Mapping[Path, FileHead] = Mapp
     return Checkpoint(
         folder=folder,
         config=config,
-        generation_config=read_json(generation, _MAX_CONFIG) if generation.exists() else {},
+        generation_config=read_json(generation, _MAX_CONFIG) if has_file(generation) else {},
         tensors=MappingProxyType(collect(folder, remote_headers)),
     )
 
@@ -110,9 +110,5 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _license_text(path: Path) -> str:
-    with path.open("rb") as file:
-        data = file.read(_MAX_LICENSE + 1)
-    if len(data) > _MAX_LICENSE:
-        raise FormatError("is too big for a licence", where=path, expected=f"at most {_MAX_LICENSE:,} bytes")
     # Licences are prose; one stray Latin-1 byte must not stop a model.
-    return data.decode("utf-8", errors="replace")
+    return read_bytes(path, _MAX_LICENSE).decode("utf-8", errors="replace")

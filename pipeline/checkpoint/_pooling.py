@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.strict_json import json_type, read_json
+from pipeline.strict_json import has_file, json_type, read_bytes, read_json
 
 _MAX_BYTES = 1_000_000
 _MODULES = "modules.json"
@@ -55,7 +55,7 @@ def module_names(folder: Path) -> list[str] | None:
         FormatError: if the file is not what it claims.
     """
     path = folder / _MODULES
-    return [_type(module) for module in _modules(path)] if path.exists() else None
+    return [_type(module) for module in _modules(path)] if has_file(path) else None
 
 
 def _type(module: dict[str, Any]) -> str:
@@ -64,12 +64,11 @@ def _type(module: dict[str, Any]) -> str:
 
 def _modules(path: Path) -> list[dict[str, Any]]:
     """Read the list of modules; none where there is no file."""
-    if not path.exists():
+    if not has_file(path):
         return []
-    if path.stat().st_size > _MAX_BYTES:
-        raise FormatError("is too big", where=path, expected=f"at most {_MAX_BYTES:,} bytes")
+    data = read_bytes(path, _MAX_BYTES)
     try:
-        modules = json.loads(path.read_bytes())
+        modules = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise FormatError("is not JSON", where=path, found=error) from error
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):

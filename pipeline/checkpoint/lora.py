@@ -25,13 +25,12 @@ import numpy as np
 from pipeline.checkpoint._adapter import Adapter, LowRank, read_adapter
 from pipeline.checkpoint._open import Checkpoint
 from pipeline.errors import FormatError, UnsupportedError
-from pipeline.strict_json import read_json
+from pipeline.strict_json import has_file, read_optional, read_text
 from pipeline.types import Shape, SourceTensor, Tile, View
 from pipeline.views import ITEM_BYTES, Floats, RowNumbers, RowReader, Transposed, view_of
 
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _BLOCK = 1 << 16  # elements whose sums stay in the second-level cache over all ranks
-_MAX_CONFIG = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ def _last(name: str) -> str:
 
 
 def _chat_template(folder: Path) -> object:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
-    path = folder / "tokenizer_config.json"
-    return read_json(path, _MAX_CONFIG).get("chat_template") if path.is_file() else None
+    jinja = folder / "chat_template.jinja"
+    if has_file(jinja):
+        return read_text(jinja)
+    return read_optional(folder / "tokenizer_config.json").get("chat_template")

@@ -11,15 +11,40 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pipeline.units import size
+
 if TYPE_CHECKING:
     from pipeline.progress import Reporter
     from pipeline.store import Name, Store
+
+__all__ = [
+    "adapter_option",
+    "duration",
+    "gguf_path",
+    "json_option",
+    "pasteable",
+    "print_json",
+    "published",
+    "quant_option",
+    "recipes",
+    "reporter",
+    "requantize_option",
+    "size",
+    "threads_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads_option = click.option(
     "--threads", type=click.IntRange(0), default=0, metavar="N", help="Worker threads; 0 means one for each core."
+)
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "numpy", "fast"]),
+    default="auto",
+    show_default=True,
+    help="Who quantizes; fast is compiled and needs the extra `fast`.  The bytes are the same.",
 )
 quant_option = click.option(
     "--quant",
@@ -81,15 +106,6 @@ def recipes(text: str | None) -> tuple[str, ...]:
             f"unknown quantization {', '.join(unknown) or repr(text)}", expected=", ".join(sorted(quant.recipes()))
         )
     return names
-
-
-def size(n_bytes: float) -> str:
-    """Write a size for people, in decimal units as file managers and registries do: 1.65 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n_bytes < 1000 or unit == "TB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.2f} {unit}"
 
 
 def published(ref: str) -> tuple[Store, Name] | None:

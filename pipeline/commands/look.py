@@ -9,6 +9,7 @@ import click
 
 from pipeline.commands._common import (
     adapter_option,
+    engine_option,
     gguf_path,
     json_option,
     print_json,
@@ -101,10 +102,11 @@ def _find_report(what: str) -> tuple[dict[str, Any], str | None]:
 @tuning_options
 @adapter_option
 @threads_option
+@engine_option
 @json_option
 def verify(
     what: str, source: str | None, every: bool, sample: int, seed: int, adapter: Path | None, threads: int,
-    as_json: bool, tuning: Tuning,
+    engine: str, as_json: bool, tuning: Tuning,
 ) -> None:  # fmt: skip
     """Prove a GGUF: read it strictly, hash a publication's blobs, and derive tensors again from the source."""
     from pipeline import verify as proofs
@@ -116,7 +118,7 @@ def verify(
     else:
         log, n = reporter(quiet=as_json), None if every else sample
         found = proofs.verify_against(
-            path, source, log, sample=n, seed=seed, threads=threads, adapter=adapter, tuning=tuning
+            path, source, log, sample=n, seed=seed, threads=threads, engine=engine, adapter=adapter, tuning=tuning
         )
     if model is not None:
         found = proofs.verify_publication(*model, found)

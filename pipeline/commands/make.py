@@ -10,6 +10,7 @@ import click
 
 from pipeline.commands._common import (
     adapter_option,
+    engine_option,
     json_option,
     print_json,
     quant_option,
@@ -91,17 +92,20 @@ _split_option = click.option(
     show_default=True,
     help="Rows to compare with the source, for the report; all takes up to twice the time.",
 )
+@click.option("--force", is_flag=True, help="Publish even if the proof finds a difference; the report keeps it.")
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
 @tuning_options
 @requantize_option
 @adapter_option
 @modelfile_options
 @threads_option
+@engine_option
 @json_option
 def publish(
     model: str, quant: str | None, targets: tuple[str, ...], name: str | None, tags: tuple[str, ...], latest: bool,
-    again: bool, proof: str, errors: str, dry_run: bool, requantize: bool, adapter: Path | None, overrides: Overrides,
-    with_template: bool, templates: Path | None, threads: int, as_json: bool, tuning: Tuning,
+    again: bool, proof: str, errors: str, force: bool, dry_run: bool, requantize: bool, adapter: Path | None,
+    overrides: Overrides, with_template: bool, templates: Path | None, threads: int, engine: str, as_json: bool,
+    tuning: Tuning,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
     from pipeline import flow
@@ -111,7 +115,7 @@ def publish(
     job = Job(
         model, recipes(quant), targets=targets, name=name, tags=tags, latest=latest, again=again, proof=proof,
         errors=errors, threads=threads, with_template=with_template, templates=templates, requantize=requantize,
-        adapter=adapter, overrides=overrides, tuning=tuning,
+        adapter=adapter, overrides=overrides, force=force, engine=engine, tuning=tuning,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
@@ -135,10 +139,11 @@ def publish(
 @requantize_option
 @adapter_option
 @threads_option
+@engine_option
 @json_option
 def plan(
-    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, threads: int, as_json: bool,
-    tuning: Tuning,
+    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, threads: int, engine: str,
+    as_json: bool, tuning: Tuning,
 ) -> None:  # fmt: skip
     """Show what would be written: every tensor's type, the exact size, the disk, memory and time needed."""
     from pipeline import flow
@@ -147,7 +152,9 @@ def plan(
 
     quants = recipes(quant)
     with flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter) as prepared:
-        shown = [describe_plan(prepared, name, ctx, threads, tuning) for name in flow.choose_quants(quants, prepared)]
+        shown = [
+            describe_plan(prepared, name, ctx, threads, engine, tuning) for name in flow.choose_quants(quants, prepared)
+        ]
     if as_json:
         refusals = [str(problem) for problem in problems(shown)]
         print_json([one | {"refusals": refusals} for one in shown])
@@ -170,15 +177,18 @@ def plan(
 @adapter_option
 @_split_option
 @threads_option
+@engine_option
 @json_option
 def convert(
-    model: str, output: Path, dtype: str, adapter: Path | None, part_bytes: int | None, threads: int, as_json: bool
-) -> None:
+    model: str, output: Path, dtype: str, adapter: Path | None, part_bytes: int | None, threads: int, engine: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Write MODEL as an unquantized GGUF."""
     from pipeline import flow
 
     kind, log = dtype if dtype == "auto" else dtype.upper(), reporter(quiet=as_json)
-    _written(flow.convert(model, output, kind, log, threads, adapter=adapter, part_bytes=part_bytes), as_json)
+    made = flow.convert(model, output, kind, log, threads, adapter=adapter, part_bytes=part_bytes, engine=engine)
+    _written(made, as_json)
 
 
 @click.command()
@@ -189,10 +199,11 @@ def convert(
 @requantize_option
 @_split_option
 @threads_option
+@engine_option
 @json_option
 def quantize(
-    gguf: Path, output: Path, quant: str | None, requantize: bool, part_bytes: int | None, threads: int, as_json: bool,
-    tuning: Tuning,
+    gguf: Path, output: Path, quant: str | None, requantize: bool, part_bytes: int | None, threads: int, engine: str,
+    as_json: bool, tuning: Tuning,
 ) -> None:  # fmt: skip
     """Quantize a GGUF into the bytes that llama-quantize would write; of a split model, name any part."""
     from pipeline import flow
@@ -203,7 +214,7 @@ def quantize(
         raise UsageError("quantize writes one file", expected="one quantization, with --quant or --recipe", found=quant)
     log = reporter(quiet=as_json)
     made = flow.quantize(
-        gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes, tuning=tuning
+        gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes, engine=engine, tuning=tuning
     )
     _written(made, as_json)
 

@@ -1,4 +1,4 @@
-"""Commands for the stock of published models: serve, run, list, rm, gc."""
+"""Commands for the stock of published models: run, list, rm, gc."""
 
 from __future__ import annotations
 
@@ -10,27 +10,6 @@ from pipeline.commands._common import json_option, print_json, size
 
 if TYPE_CHECKING:
     from pipeline.chat import Conversation
-
-
-@click.command()
-@click.option("--host", help="Address to listen on; default: GGUF_PIPELINE_ADDR or 127.0.0.1.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; default: GGUF_PIPELINE_ADDR or 11500.")
-@click.option("--allow-remote", is_flag=True, help="Let other machines read; there is no authentication.")
-def serve(host: str | None, port: int | None, allow_remote: bool) -> None:
-    """Serve the published models to `ollama pull`, read-only."""
-    from pipeline import serve as server
-    from pipeline.store import Store, local_store_root, registry_address
-
-    default_host, _, default_port = registry_address().rpartition(":")
-    server.serve(
-        Store(local_store_root()),
-        host or default_host,
-        int(default_port) if port is None else port,
-        on_ready=lambda address: click.echo(
-            f"serving {local_store_root()} at http://{address} (ctrl-C ends it)", err=True
-        ),
-        allow_remote=allow_remote,
-    )
 
 
 @click.command()

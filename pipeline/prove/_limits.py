@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -35,7 +35,7 @@ class Engine:
     unknown: int | None
 
 
-def engine_of(metadata: dict[str, KV]) -> Engine:
+def engine_of(metadata: Mapping[str, KV]) -> Engine:
     """Read the tokenizer's part of a GGUF header."""
 
     def value(key: str, default: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Render one chat template, as the only work of a process of its own.
+"""Render one chat template for some conversations, as the only work of a process of its own.
 
 Run as a program (`python -I _template_child.py`); it reads one JSON object from standard input and writes one to
 standard output.  It imports nothing of this package: what a template may break is this process and nothing else.
@@ -13,7 +13,7 @@ import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +24,23 @@ class _Raised(Exception):  # noqa: N818 - it is what the template says, no error
 
 class _TooLong(Exception):  # noqa: N818 - likewise
     """The text passed its limit."""
+
+
+class _Room:
+    """How many characters may still come out, of all conversations together."""
+
+    def __init__(self, n_characters: int) -> None:
+        self._left = n_characters
+
+    def gather(self, stream: Iterable[str]) -> str:
+        """Join what a template gives."""
+        pieces: list[str] = []
+        for piece in stream:
+            pieces.append(piece)
+            self._left -= len(piece)
+            if self._left < 0:
+                raise _TooLong("the text is too long")
+        return "".join(pieces)
 
 
 def main() -> None:
@@ -58,9 +75,19 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     sys.path.extend(folder for folder in request["path"] if folder not in sys.path)
     if importlib.util.find_spec("jinja2") is None:
         return {"error": "missing", "message": "no module named jinja2"}
+    room = _Room(request["limits"]["text_characters"])
     try:
-        return {"text": _render(request)}
+        environment = _environment(datetime.fromisoformat(request["now"]))
+        template = environment.from_string(request["template"])
     except Exception as exc:  # a template can fail in any way; each is an answer
+        return _failure(exc)
+    return {"cases": [_case(template, variables, room) for variables in request["cases"]]}
+
+
+def _case(template: Any, variables: dict[str, Any], room: _Room) -> dict[str, str]:
+    try:
+        return {"text": room.gather(template.generate(variables))}
+    except Exception as exc:  # likewise
         return _failure(exc)
 
 
@@ -76,18 +103,6 @@ def _failure(exc: Exception) -> dict[str, str]:
         return {"error": "forbidden", "message": message}
     kind = "limit" if isinstance(exc, _TooLong | MemoryError | RecursionError | OverflowError) else "failed"
     return {"error": kind, "message": f"{type(exc).__name__}: {message}"}
-
-
-def _render(request: dict[str, Any]) -> str:
-    template = _environment(datetime.fromisoformat(request["now"])).from_string(request["template"])
-    pieces: list[str] = []
-    room = request["limits"]["text_characters"]
-    for piece in template.generate(request["variables"]):
-        pieces.append(piece)
-        room -= len(piece)
-        if room < 0:
-            raise _TooLong("the text is too long")
-    return "".join(pieces)
 
 
 def _environment(now: datetime) -> Any:

@@ -40,48 +40,42 @@ class Limits:
     text_mb: int = 16
 
 
-def render_chat(
+def render_chats(
     template: str,
-    messages: Sequence[Mapping[str, Any]],
+    cases: Sequence[Mapping[str, Any]],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    bos_token: str = "",
-    eos_token: str = "",
-    add_generation_prompt: bool = True,
-    extra: Mapping[str, Any] | None = None,
     now: datetime | None = None,
     limits: Limits = Limits(),
-) -> str:
-    """Render *messages* by the checkpoint's *template*.
+) -> list[str | PipelineError]:
+    """Render the checkpoint's *template* for several sets of variables, in one process.
 
-    *extra* are further variables, such as enable_thinking, documents or pad_token; *now* is what strftime_now sees.
+    What comes back for a case is the text, or the error, to be raised or not: TemplateRaised if the template calls
+    raise_exception, UnsupportedError if it fails on this conversation or does what a sandbox forbids, ResourceError if
+    it passes one of the *limits*, which are those of all cases together.
+
+    Args:
+        template: the Jinja source.
+        cases: the variables of each (`variables` makes them).
+        now: what strftime_now sees; local time if None.
+        limits: what the process may use.
 
     Raises:
-        TemplateRaised: if the template calls raise_exception.
-        FormatError: if it is no valid Jinja.
-        UnsupportedError: if it fails on this conversation, or does what a sandbox forbids.
-        ResourceError: if it passes one of the *limits*.
-        UsageError: if the conversation is not JSON.
+        FormatError: if the template is no valid Jinja.
+        ResourceError: if one case takes all the time or memory there is.
+        UsageError: if a conversation is not JSON.
         ToolError: if the child process cannot work (Jinja is missing).
     """
     request = {
         "template": template,
-        "variables": {
-            "messages": messages,
-            "tools": tools,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-            "bos_token": bos_token,
-            "eos_token": eos_token,
-            **(extra or {}),
-        },
+        "cases": list(cases),
         "now": (now or datetime.now()).isoformat(),  # templates speak local time
         "path": _jinja_path(),
         "limits": {
             "cpu_seconds": math.ceil(limits.seconds) + 1,
             "memory_bytes": limits.memory_mb * _MB,
             "text_characters": limits.text_mb * _MB,
-            "answer_bytes": 12 * limits.text_mb * _MB + 4096,  # a character is up to 12 bytes of JSON
+            # A character is up to 12 bytes of JSON, and the message of an error up to 2000 characters.
+            "answer_bytes": 12 * limits.text_mb * _MB + (1 << 15) * (1 + len(cases)),
         },
     }
     try:
@@ -89,9 +83,31 @@ def render_chat(
     except (TypeError, ValueError, RecursionError) as exc:
         raise UsageError("a conversation is made of JSON values", found=str(exc)) from exc
     answer = _ask(payload, limits)
-    if "text" in answer:
-        return str(answer["text"])
-    raise _error(str(answer.get("error")), str(answer.get("message")), limits)
+    found = answer.get("cases")
+    if not isinstance(found, list) or len(found) != len(cases):
+        raise _error(answer, limits)
+    return [_text_or_error(case, limits) for case in found]
+
+
+def variables(
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    bos_token: str = "",
+    eos_token: str = "",
+    add_generation_prompt: bool = True,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make what transformers hands to a chat template; *extra*, such as enable_thinking or documents, is over it."""
+    return {
+        "messages": messages,
+        "tools": tools,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+        **(extra or {}),
+    }
 
 
 def _jinja_path() -> list[str]:
@@ -154,7 +170,13 @@ def _too_slow(limits: Limits) -> ResourceError:
     )
 
 
-def _error(kind: str, message: str, limits: Limits) -> PipelineError:
+def _text_or_error(case: object, limits: Limits) -> str | PipelineError:
+    found = case if isinstance(case, dict) else {}
+    return found["text"] if isinstance(found.get("text"), str) else _error(found, limits)
+
+
+def _error(answer: Mapping[str, Any], limits: Limits) -> PipelineError:
+    kind, message = str(answer.get("error")), str(answer.get("message"))
     if kind == "raised":
         return TemplateRaised("the chat template refuses this conversation", where=_WHERE, found=message)
     if kind == "syntax":

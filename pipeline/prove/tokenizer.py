@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations, islice, product
 from pathlib import Path
 
-from pipeline.errors import UnsupportedError
-from pipeline.gguf import read_gguf
 from pipeline.prove._limits import LIMITS, Engine, Limit, Repair, engine_of
 from pipeline.prove._reference import Reference, open_reference
 from pipeline.prove._stub import write_stub
@@ -105,11 +103,10 @@ class Comparison:
         return Check("tokenizer", "proven", detail)
 
 
-def compare_session(session: ChatSession, metadata: dict[str, KV], folder: Path) -> Comparison:
-    """Compare the tokenizer of the model that *session* runs, whose GGUF header is *metadata*, with *folder*'s own.
+def compare_session(session: ChatSession, metadata: Mapping[str, KV], reference: Reference) -> Comparison:
+    """Compare the tokenizer of the model that *session* runs, whose GGUF header is *metadata*, with the *reference*.
 
     Raises:
-        FormatError: if a tokenizer file is not what it claims.
         UnsupportedError: if the library cannot run the checkpoint's tokenizer.
         ToolError: if the engine fails.
     """
@@ -117,19 +114,7 @@ def compare_session(session: ChatSession, metadata: dict[str, KV], folder: Path)
     def tokenize(text: str, parses_special: bool) -> list[int]:
         return session.tokenize(text, parse_special=parses_special)
 
-    return compare(tokenize, engine_of(metadata), open_reference(folder))
-
-
-def tokenizer_check(session: ChatSession, gguf: Path, folder: Path) -> Check:
-    """Prove the tokenizer of *gguf*, which *session* runs, against the checkpoint in *folder*: one part of a proof.
-
-    Raises:
-        ToolError: if the engine fails.
-    """
-    try:
-        return compare_session(session, read_gguf(gguf).metadata, folder).check()
-    except UnsupportedError as error:  # the library cannot run it: nobody can say what is right
-        return Check("tokenizer", "not checked", f"{error.what}: {error.found}")
+    return compare(tokenize, engine_of(metadata), reference)
 
 
 def compare_keys(keys: Sequence[KV], folder: Path) -> Comparison:
@@ -138,20 +123,23 @@ def compare_keys(keys: Sequence[KV], folder: Path) -> Comparison:
     llama.cpp is given the vocabulary alone, in a model of next to no weights.
 
     Raises:
-        ToolError: if no llama.cpp is at hand, or it cannot load the vocabulary; else as `compare_session`.
+        FormatError: if a tokenizer file is not what it claims.
+        UnsupportedError: if the library cannot run the checkpoint's tokenizer.
+        ToolError: if no llama.cpp is at hand, or it cannot load the vocabulary.
     """
+    reference = open_reference(folder)
     vocabulary = [kv for kv in keys if kv.key.startswith("tokenizer.ggml.")]
     with tempfile.TemporaryDirectory(prefix="gguf-pipeline-") as made:
         stub = Path(made) / "vocabulary.gguf"
         write_stub(stub, vocabulary)
         with open_runtime(stub, n_ctx=_CONTEXT) as session:
-            return compare_session(session, {kv.key: kv for kv in keys}, folder)
+            return compare_session(session, {kv.key: kv for kv in keys}, reference)
 
 
 def compare(tokenize: Tokenize, engine: Engine, reference: Reference) -> Comparison:
     """Compare *tokenize*, the engine's (text, whether to parse special tokens) -> ids, with the *reference*."""
     samples = {**texts(), **dict(_own_texts(reference))}
-    trial = _Trial(tokenize, engine, reference)
+    trial = Trial(tokenize, engine, reference)
     found = [trial.difference(name, text) for name, text in samples.items()]
     return Comparison(reference.name, len(samples), tuple(difference for difference in found if difference is not None))
 
@@ -167,7 +155,7 @@ def _own_texts(reference: Reference) -> Iterator[tuple[str, str]]:
         yield "added tokens in a row", "".join(chosen)
 
 
-class _Trial:
+class Trial:
     """One engine beside one reference."""
 
     def __init__(self, tokenize: Tokenize, engine: Engine, reference: Reference) -> None:

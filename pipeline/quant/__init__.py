@@ -20,19 +20,28 @@ from pipeline.quant._assign import (
     tensor_order_key,
 )
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
+from pipeline.quant._engines import AUTO, Engine, NumpyEngine, check_engine, describe_fast, get_engine
+from pipeline.quant._native import NativeType
 from pipeline.quant._recipes import ALIASES, ModelFacts, Recipe, recipes
 
 __all__ = [
     "ALIASES",
+    "AUTO",
     "SCRATCH_BYTES",
     "BlockType",
+    "Engine",
     "ModelFacts",
+    "NativeType",
+    "NumpyEngine",
     "Options",
     "Recipe",
     "TensorFacts",
     "assign_types",
+    "check_engine",
     "compile_pattern",
+    "describe_fast",
     "get",
+    "get_engine",
     "recipes",
     "requires_importance",
     "tensor_order_key",

@@ -161,9 +161,7 @@ class BlockType(ABC):
             FormatError: if a row cannot be cut into blocks.
             UsageError: if an array has another type, shape or memory order.
         """
-        self._check(x, out)
-        if importance is not None:
-            self._check_importance(x, importance)
+        self.check(x, out, importance)
         blocks, data = x.reshape(-1, self.block_size), out.reshape(-1, self.type_size)
         is_weighted = importance is not None and self.is_weighted and len(blocks) > 0
         with np.errstate(all="ignore"):
@@ -174,6 +172,12 @@ class BlockType(ABC):
                     self._quantize_tile(blocks[tile], data[tile])
                 else:
                     self.quantize_weighted(blocks[tile], data[tile], weigh.of(tile))
+
+    def check(self, x: F32, out: U8, importance: F32 | None = None) -> None:
+        """Refuse arguments that `quantize_rows` does not take; it says which."""
+        self._check(x, out)
+        if importance is not None:
+            self._check_importance(x, importance)
 
     def dequantize_rows(self, data: U8, out: F32) -> None:
         """Expand *data*, uint8 (n_rows, row_bytes), into *out*, float32 (n_rows, n_cols), both C-contiguous.

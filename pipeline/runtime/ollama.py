@@ -1,14 +1,18 @@
-"""Finds Ollama: its program, the address of its daemon as OLLAMA_HOST says it, and the daemon's version."""
+"""Finds Ollama: its program, its daemon's address as OLLAMA_HOST says it, the version, and which prompts it makes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import requests
+
+from pipeline.errors import InputError, ToolError
 
 # The oldest and the newest Ollama that the tests have pulled with, created with and chatted with.
 TRIED = (("0.32.15", "oldest"), ("0.34.4", "newest"))
@@ -51,6 +55,33 @@ def daemon_version(url: str | None = None, timeout: float = 2.0) -> str | None:
     except (requests.RequestException, ValueError, KeyError, TypeError):
         return None
     return version if isinstance(version, str) else None
+
+
+def rendered_prompt(url: str, model: str, request: Mapping[str, Any], timeout: float = 120.0) -> str:
+    """Ask the daemon at *url* which prompt it would send for a /api/chat *request* to *model*; no token is made.
+
+    Raises:
+        InputError: if it refuses the request, or the model's template does.
+        ToolError: if nobody answers as Ollama does.
+    """
+    body = {**request, "model": model, "stream": False, "truncate": False, "_debug_render_only": True}
+    try:
+        with requests.Session() as http:
+            http.trust_env = False
+            answer = http.post(f"{url}/api/chat", json=body, timeout=(2, timeout))
+        said = answer.json()
+        if not answer.ok:
+            raise InputError("Ollama refuses to render a prompt", where=model, found=said.get("error"))
+        return str(said["_debug_info"]["rendered_template"])
+    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ToolError("Ollama does not say which prompt it would send", where=url, found=exc) from exc
+
+
+def unload(url: str, model: str, timeout: float = 10.0) -> None:
+    """Let the daemon at *url* forget *model*; nothing happens if it cannot."""
+    with contextlib.suppress(requests.RequestException), requests.Session() as http:
+        http.trust_env = False
+        http.post(f"{url}/api/generate", json={"model": model, "keep_alive": 0}, timeout=timeout)
 
 
 def _split(hostport: str, default_port: int) -> tuple[str, int]:

@@ -104,10 +104,25 @@ class ChatSession:
         """Return the prompt that `chat` would send for *messages*; *options* may hold "tools" and template variables.
 
         Raises:
-            InputError: if the template refuses the messages.
+            InputError: if the template refuses the messages, or llama.cpp cannot run it.
+            ToolError: if the server dies.
+        """
+        body = {**(options or {}), "messages": list(messages)}
+        return str(self._post("/apply-template", body, blames=500).json()["prompt"])
+
+    def special_texts(self) -> tuple[str, str]:
+        """Return the texts of BOS and EOS that the chat template sees; llama.cpp has some even where the file has none.
+
+        Raises:
             ToolError: if the server fails or dies.
         """
-        return str(self._post("/apply-template", {**(options or {}), "messages": list(messages)}).json()["prompt"])
+        try:
+            response = self._http.get(self.url + "/props", timeout=(10, self._patience))
+            response.raise_for_status()
+            props = response.json()
+            return str(props["bos_token"]), str(props["eos_token"])
+        except (requests.RequestException, ValueError, KeyError) as exc:
+            raise ToolError("llama.cpp's server does not say what it runs", where=self.url, found=exc) from exc
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Return the token ids of *text*, with BOS and EOS as the model wants them if *add_special*."""
@@ -123,7 +138,10 @@ class ChatSession:
         """Close the connections; the server is not this object's to stop."""
         self._http.close()
 
-    def _post(self, path: str, body: Mapping[str, Any], *, stream: bool = False) -> requests.Response:
+    def _post(
+        self, path: str, body: Mapping[str, Any], *, stream: bool = False, blames: int = 499
+    ) -> requests.Response:
+        """Ask; an answer with a status up to *blames* is the fault of what was asked, another one the server's."""
         try:
             response = self._http.post(self.url + path, json=body, timeout=(10, self._patience), stream=stream)
         except requests.RequestException as exc:
@@ -131,7 +149,7 @@ class ChatSession:
         if response.ok:
             return response
         message = _message_of(response)
-        error = InputError if 400 <= response.status_code < 500 else ToolError
+        error = InputError if 400 <= response.status_code <= blames else ToolError
         raise error("llama.cpp's server refused", where=path, found=message)
 
     def _stream(self, path: str, body: Mapping[str, Any]) -> Iterator[str]:

@@ -1,131 +1,82 @@
-"""The registry's HTTP side (docker registry v2 API, reading half).
-
-A request names "namespace/model" and no host, so one host folder of the store is served: `LOCAL_HOST`, on any port.
-Blobs are found by digest alone: whoever knows the digest may have the blob under any valid repository name.
-"""
+"""The registry's HTTP side (docker registry v2 API, OCI distribution-spec): what every request goes through."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
-import logging
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from pipeline.errors import PipelineError, UsageError
-from pipeline.store import LOCAL_HOST, Name, Store, manifest
-from pipeline.store.blobs import hash_bytes
+from pipeline.serve import _page, _reading, _writing
+from pipeline.serve._access import GRANT_S, Access, challenge, signer
+from pipeline.serve._answers import Handler, RegistryError, answer_errors
+from pipeline.serve._settings import ACCESS, HOST, SETTINGS, STORE, UPLOADS, Settings
+from pipeline.serve._uploads import Uploads
+from pipeline.store import LOCAL_HOST, Store, manifest
 
-_LOG = logging.getLogger(__name__)
-_STORE: web.AppKey[Store] = web.AppKey("store", Store)
-_HOST: web.AppKey[str] = web.AppKey("host", str)
-
-_HOST_HEADER = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(:[0-9]+)?")
+_HOST_HEADER = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9_.-]+))(:[0-9]+)?")
 _READING = ("GET", "HEAD")
-_CODES = {404: "NOT_FOUND", 405: "UNSUPPORTED", 500: "UNKNOWN"}
-
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class _RegistryError(Exception):
-    """An answer other than 200, in the registry's own words."""
-
-    def __init__(self, status: int, code: str, message: str, detail: Any = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.detail = status, code, message, detail
+_REPOSITORY = "/v2/{namespace}/{model}"
+_SWEEP_S = 60.0
 
 
-def make_app(store: Store, host: str = LOCAL_HOST, *, allow_remote: bool = False) -> web.Application:
+def make_app(store: Store, host: str = LOCAL_HOST, settings: Settings | None = None) -> web.Application:
     """Make the application that serves the models under *host* of *store*, as they are at each request.
 
-    Without *allow_remote*, requests must name this machine in their Host header: a web page whose name was made to
-    point at 127.0.0.1 (DNS rebinding) would name its own.
+    Unless the settings allow other machines, requests must name this machine in their Host header: a web page whose
+    name was made to point at 127.0.0.1 (DNS rebinding) would name its own.
     """
-    app = web.Application(middlewares=[_answer] if allow_remote else [_refuse_other_names, _answer])
-    app[_STORE], app[_HOST] = store, host
-    app.on_response_prepare.append(_add_headers)
-    repository = "/v2/{namespace}/{model}"
-    app.add_routes(
-        [
-            web.get("/v2", _ping),
-            web.get("/v2/", _ping),
-            web.get("/v2/_catalog", _catalog),
-            web.get(f"{repository}/tags/list", _tags),
-            web.get(f"{repository}/manifests/{{reference}}", _manifest),
-            web.get(f"{repository}/blobs/{{digest}}", _blob),
-        ]
-    )
+    settings = settings or Settings()
+    middlewares = [_add_headers, answer_errors, _check_host, _check_access]
+    app = web.Application(middlewares=middlewares, client_max_size=manifest.MAX_BYTES)
+    app[STORE], app[HOST], app[SETTINGS], app[UPLOADS] = store, host, settings, Uploads(store)
+    app[_page.REPORTS] = _page.Reports()
+    app.on_response_prepare.append(_finish_headers)
+    app.add_routes([web.get("/", _page.page), *_reading.routes(_REPOSITORY)])
+    if settings.token is not None:
+        app[ACCESS] = Access(settings.token, settings.ollama_keys)
+        app.add_routes([web.get("/token", _grant), *_writing.routes(_REPOSITORY)])
+    app.cleanup_ctx.append(_sweeping)
     return app
 
 
-async def _ping(_: web.Request) -> web.Response:
-    return web.json_response({})
+async def _sweeping(app: web.Application) -> AsyncIterator[None]:
+    """Drop uploads that nobody goes on with, as long as the server runs; at its end, drop all."""
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            app[UPLOADS].drop_idle()
+
+    task = asyncio.create_task(sweep())
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    app[UPLOADS].close()
+    demand = app[SETTINGS].on_demand
+    if demand is not None:
+        await demand.close()
 
 
-async def _catalog(request: web.Request) -> web.Response:
-    names = await asyncio.to_thread(_served, request.app)
-    return web.json_response({"repositories": sorted({name.repository for name in names})})
-
-
-async def _tags(request: web.Request) -> web.Response:
-    name = _name(request, "latest")
-    tags = [other.tag for other in await asyncio.to_thread(_served, request.app, name.repository)]
-    if not tags:
-        raise _RegistryError(404, "NAME_UNKNOWN", "no such model", name.repository)
-    return web.json_response({"name": name.repository, "tags": sorted(tags)})
-
-
-async def _manifest(request: web.Request) -> web.Response:
-    data = await asyncio.to_thread(_find_manifest, request)
-    digest = hash_bytes(data).digest
-    return web.Response(
-        body=data,
-        headers={"Content-Type": manifest.MANIFEST, "Docker-Content-Digest": digest, "ETag": f'"{digest}"'},
-    )
-
-
-async def _blob(request: web.Request) -> web.FileResponse:
-    _name(request, "latest")
-    store, digest = request.app[_STORE], request.match_info["digest"]
-    if not manifest.is_digest(digest):
-        raise _RegistryError(400, "DIGEST_INVALID", "not a digest", digest)
-    if not await asyncio.to_thread(store.has, digest):
-        raise _RegistryError(404, "BLOB_UNKNOWN", "no such blob", digest)
-    headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
-    return web.FileResponse(store.blob_path(digest), headers=headers)
-
-
-def _find_manifest(request: web.Request) -> bytes:
-    """Return a manifest's bytes by tag or by digest."""
-    store, reference = request.app[_STORE], request.match_info["reference"]
-    if manifest.is_digest(reference):
-        repository = _name(request, "latest").repository
-        for name in _served(request.app, repository):
-            data = store.manifest_bytes(name)
-            if hash_bytes(data).digest == reference:
-                return data
-    else:
-        name = _name(request, reference)
-        if store.manifest_path(name).is_file():
-            return store.manifest_bytes(name)
-    raise _RegistryError(404, "MANIFEST_UNKNOWN", "no such manifest", reference)
-
-
-def _served(app: web.Application, repository: str | None = None) -> list[Name]:
-    """List the models of the host folder that is served, or of one *repository* in it."""
-    names = [entry.name for entry in app[_STORE].list() if entry.name.host == app[_HOST]]
-    return [name for name in names if repository in (None, name.repository)]
-
-
-def _name(request: web.Request, tag: str) -> Name:
-    """Make the name that a path means; a valid name can not lead out of the store."""
-    try:
-        return Name(request.app[_HOST], request.match_info["namespace"], request.match_info["model"], tag)
-    except UsageError as exc:
-        raise _RegistryError(404, "NAME_INVALID", exc.what, exc.found) from exc
+async def _grant(request: web.Request) -> web.Response:
+    """Give a token for an hour to whoever proves, with the token or an allowed key, that they may write."""
+    authorization = request.headers.get("Authorization", "")
+    query = {key: request.query[key] for key in request.query}
+    url = f"{request.scheme}://{request.host}{request.raw_path}"
+    token = await asyncio.to_thread(request.app[ACCESS].exchange, authorization, url, query)
+    if token is not None:
+        return web.json_response({"token": token, "access_token": token, "expires_in": GRANT_S})
+    line = signer(authorization)
+    if line is not None:
+        keys = request.app[SETTINGS].ollama_keys
+        message = f"this Ollama may not push: its key is not in {keys}, its clock is wrong, or the request is old"
+        raise RegistryError(403, "DENIED", message, f"the line to add: {line}")
+    headers = {"WWW-Authenticate": 'Basic realm="gguf-pipeline"'}
+    raise RegistryError(401, "UNAUTHORIZED", "the password is the registry's token", None, headers)
 
 
 def is_loopback(host: str) -> bool:
@@ -137,40 +88,51 @@ def is_loopback(host: str) -> bool:
 
 
 @web.middleware
-async def _refuse_other_names(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Refuse a request that was not meant for this machine by name."""
+async def _check_host(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a request that was not meant for this machine by name, and a Host that is no name at all."""
     named = request.headers.get("Host", "")
     found = _HOST_HEADER.fullmatch(named)
-    if found is None or not is_loopback(found["v6"] or found["name"]):
+    is_ours = found is not None and is_loopback(found["v6"] or found["name"])
+    if found is None or not (is_ours or request.app[SETTINGS].allow_remote):
         message = "this registry answers to localhost alone; serve it with --allow-remote for other names"
-        return _error(403, "DENIED", message, named)
+        raise RegistryError(403, "DENIED", message, named)
     return await handler(request)
 
 
 @web.middleware
-async def _answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Answer reading methods, refuse the others, and put every error into the registry's JSON."""
-    if request.method not in _READING:
-        return _error(405, "UNSUPPORTED", "this registry is read-only", request.method, {"Allow": ", ".join(_READING)})
-    try:
+async def _check_access(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let everybody read, and those write who may."""
+    settings = request.app[SETTINGS]
+    is_write = request.method not in _READING or "upload" in request.match_info
+    if not is_write:
         return await handler(request)
-    except _RegistryError as exc:
-        return _error(exc.status, exc.code, exc.message, exc.detail)
-    except web.HTTPException as exc:
-        return _error(exc.status, _CODES.get(exc.status, "UNKNOWN"), exc.reason, request.path)
-    except (PipelineError, OSError):
-        _LOG.exception("%s %s", request.method, request.path)
-        return _error(500, "UNKNOWN", "the store can not be read", None)
+    if settings.token is None:
+        allow = {"Allow": ", ".join(_READING)}
+        raise RegistryError(405, "UNSUPPORTED", "this registry is read-only", request.method, allow)
+    if request.match_info.http_exception is not None:
+        return await handler(request)  # no such address, or not with this method
+    if not settings.remote_writes and not is_loopback(request.remote or ""):
+        message = "this registry is read-only for other machines; serve it with --allow-remote-writes"
+        raise RegistryError(403, "DENIED", message, request.remote)
+    repository = "/".join(request.match_info.get(part, "") for part in ("namespace", "model"))
+    if not request.app[ACCESS].allows(request.headers.get("Authorization", ""), repository):
+        realm = f"{request.scheme}://{request.host}/token"
+        headers = {"WWW-Authenticate": challenge(realm, repository)}
+        raise RegistryError(401, "UNAUTHORIZED", "writing needs the registry's token", repository, headers)
+    return await handler(request)
 
 
-def _error(status: int, code: str, message: str, detail: Any, headers: dict[str, str] | None = None) -> web.Response:
-    body = {"errors": [{"code": code, "message": message, "detail": detail}]}
-    return web.json_response(body, status=status, headers=headers)
-
-
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Add what every answer has; last, because a file's answer sets an ETag of its own, from its time."""
+@web.middleware
+async def _add_headers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Add what every answer has."""
+    response = await handler(request)
     response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+async def _finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Set a blob's headers last, because a file's answer sets an ETag of its own, from its time."""
     if not isinstance(response, web.FileResponse):
         return
     response.headers["ETag"] = f'"{response.headers["Docker-Content-Digest"]}"'

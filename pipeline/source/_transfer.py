@@ -118,7 +118,7 @@ def has_content(path: Path, etag: str) -> bool:
 def is_sound(path: Path, size: int | None) -> bool:
     """Say whether there is a file at *path*, of *size* bytes if that is known."""
     try:
-        return size is None or path.stat().st_size == size
+        return path.stat().st_size == size or size is None
     except FileNotFoundError:
         return False
 

@@ -225,7 +225,9 @@ class _Visit:
     def _is_here(self, commit: str, file: RemoteFile) -> bool:
         path = self.cache.snapshot(commit) / file.name
         if not is_sound(path, file.size):
-            return False
+            if file.etag is None or not is_sound(self.cache.blob(file.etag), file.size):
+                return False
+            self.cache.point(commit, file.name, file.etag)  # another commit has this content, or a killed run left it
         if self.options.rehash and file.etag and not has_content(path, file.etag):
             self.options.log(f"{file.name} is damaged in the cache, and is downloaded again")
             path.resolve().unlink()

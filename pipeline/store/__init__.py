@@ -5,6 +5,7 @@ in the form that `ollama` reads, whole or not at all.
 """
 
 from pipeline.store.blobs import hash_file
+from pipeline.store.deletion import remove_blob, untag
 from pipeline.store.manifest import Manifest, config_bytes, human_number
 from pipeline.store.names import Name, slug
 from pipeline.store.roots import (
@@ -34,5 +35,7 @@ __all__ = [
     "ollama_store_root",
     "registry_address",
     "registry_host",
+    "remove_blob",
     "slug",
+    "untag",
 ]

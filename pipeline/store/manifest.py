@@ -13,6 +13,7 @@ from pipeline.store import gojson
 from pipeline.types import Blob, Layer
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
 MODEL = "application/vnd.ollama.image.model"
 PROJECTOR = "application/vnd.ollama.image.projector"
@@ -38,11 +39,13 @@ def is_digest(text: str) -> bool:
 class Manifest:
     """A config and the layers of a model (manifest/manifest.go).
 
-    What `from_bytes` does not keep: a layer's `from` and `name`, which only Ollama's own bookkeeping uses.
+    *media_type* is Docker's, as Ollama writes it, or OCI's, which other clients push and Ollama reads as well.  What
+    `from_bytes` does not keep: a layer's `from` and `name`, which only Ollama's own bookkeeping uses.
     """
 
     config: Layer
     layers: tuple[Layer, ...]
+    media_type: str = MANIFEST
 
     @property
     def all_layers(self) -> tuple[Layer, ...]:
@@ -67,7 +70,7 @@ class Manifest:
         return gojson.encode(
             {
                 "schemaVersion": 2,
-                "mediaType": MANIFEST,
+                "mediaType": self.media_type,
                 "config": _layer_json(self.config),
                 "layers": [_layer_json(layer) for layer in self.layers],
             }
@@ -91,7 +94,9 @@ class Manifest:
         layers = tree.get("layers")
         if not isinstance(layers, list) or not layers:
             raise FormatError("a manifest without layers", where=where, found=data[:80])
-        return cls(_layer(tree.get("config"), where), tuple(_layer(layer, where) for layer in layers))
+        # only OCI allows to leave it out; Ollama looks at none
+        media_type = OCI_MANIFEST if tree.get("mediaType", OCI_MANIFEST) == OCI_MANIFEST else MANIFEST
+        return cls(_layer(tree.get("config"), where), tuple(_layer(layer, where) for layer in layers), media_type)
 
 
 def config_bytes(

@@ -87,7 +87,7 @@ class Store(Blobs):
 
     def writing(self, waiting: Message = _quiet) -> AbstractContextManager[None]:
         """Hold the store's lock as one of its writers; *waiting* gets a sentence if a removal must finish first."""
-        return self._locked(locks.shared, waiting)
+        return self.locked(locks.shared, waiting)
 
     def manifest_path(self, name: Name) -> Path:
         """Return where the manifest of *name* lies, whether or not it exists."""
@@ -146,10 +146,21 @@ class Store(Blobs):
             AccessError: if a blob is missing or has another size, or the disk refuses.
             UsageError: if a name is there in another spelling of upper and lower case.
         """
+        return self._write(items, [manifest.to_bytes() for _, manifest in items])
+
+    def write_manifest_bytes(self, name: Name, data: bytes) -> str:
+        """Make one model visible with a manifest as somebody else encoded it, kept byte for byte; return its digest.
+
+        Raises:
+            FormatError: if *data* is no manifest.
+            AccessError, UsageError: as for `write_manifests`.
+        """
+        return self._write([(name, Manifest.from_bytes(data))], [data])[0]
+
+    def _write(self, items: Sequence[tuple[Name, Manifest]], data: Sequence[bytes]) -> tuple[str, ...]:
         self._require_blobs(items)
         self.check_names([name for name, _ in items])
         with _disk.translated(self.manifests_dir), ExitStack() as undo:
-            data = [manifest.to_bytes() for _, manifest in items]
             temps = [undo.enter_context(self._manifest_temp(text)) for text in data]
             crash.point("manifest written")
             with ExitStack() as restore:
@@ -181,7 +192,7 @@ class Store(Blobs):
             UsageError: if the store has no such model.
             AccessError: if the disk refuses.
         """
-        with self._locked(locks.exclusive, waiting):
+        with self.locked(locks.exclusive, waiting):
             own = _digests(self.manifest_bytes(name))
             path = self.manifest_path(name)
             with _disk.translated(path):
@@ -189,7 +200,7 @@ class Store(Blobs):
                 crash.point("manifest removed")
                 _disk.sync_folder(path.parent)
                 _disk.remove_empty_folders(path.parent, self.manifests_dir)
-                blobs = [self.blob_path(digest) for digest in sorted(own - self._referenced())]
+                blobs = [self.blob_path(digest) for digest in sorted(own - self.referenced())]
                 return tuple(_unlinked(blob, "blob removed") for blob in blobs if blob.exists())
 
     def sweep(self) -> None:
@@ -210,7 +221,7 @@ class Store(Blobs):
             FormatError: if a manifest can not be read: the blobs that it names are then unknown.
             AccessError: if the disk refuses.
         """
-        with self._locked(locks.exclusive, waiting), _disk.translated(self.root):
+        with self.locked(locks.exclusive, waiting), _disk.translated(self.root):
             for problem in self.problems():
                 raise FormatError(
                     "a bad manifest: which blobs it needs is unknown, so none are removed",
@@ -244,7 +255,8 @@ class Store(Blobs):
             yield Verified(layer, found == layer.blob, f"{found.size} bytes" if other_size else found.digest)
 
     @contextmanager
-    def _locked(self, lock: locks.Lock, waiting: Message) -> Iterator[None]:
+    def locked(self, lock: locks.Lock, waiting: Message = _quiet) -> Iterator[None]:
+        """Hold the store's *lock*, of either kind; the root is made if it is missing."""
         with ExitStack() as stack:
             with _disk.translated(self.root):
                 _disk.make_folder(self.root)
@@ -274,7 +286,7 @@ class Store(Blobs):
             level = [path for folder in level if folder.is_dir() for path in _children(folder)]
         return (path for path in level if not path.is_dir())
 
-    def _referenced(self) -> set[str]:
+    def referenced(self) -> set[str]:
         """Collect every digest that any manifest file mentions, the bad ones included."""
         used: set[str] = set()
         for path in self._manifest_files():
@@ -282,7 +294,7 @@ class Store(Blobs):
         return used
 
     def _unreferenced(self) -> Iterator[Path]:
-        used = self._referenced()
+        used = self.referenced()
         for path in sorted(self.blobs_dir.glob("sha256-*")):
             if _BLOB_FILE.fullmatch(path.name) and path.name.replace("-", ":") not in used:
                 yield path

@@ -54,6 +54,11 @@ class Tokenizer:
         return next(kv.value for kv in self.metadata if kv.key == "tokenizer.ggml.tokens")
 
     @property
+    def tool_template(self) -> str | None:
+        """The chat template for conversations with tools, if there is another one for them."""
+        return next((str(kv.value) for kv in self.metadata if kv.key == "tokenizer.chat_template.tool_use"), None)
+
+    @property
     def eos_texts(self) -> tuple[str, ...]:
         """The texts of *eos_ids*."""
         tokens = self.tokens

@@ -8,7 +8,7 @@ from string import ascii_letters, digits
 from typing import Any
 
 from pipeline.errors import FormatError
-from pipeline.strict_json import expect, read_optional, read_text, short
+from pipeline.strict_json import expect, has_file, read_optional, read_text, short
 from pipeline.types import KV, ValueType, array, string
 
 _LETTERS = frozenset(ascii_letters + digits)
@@ -32,7 +32,7 @@ def read_chat_templates(folder: Path, tokenizer_config: dict[str, Any]) -> ChatT
         FormatError: if one is neither text nor a list of {"name", "template"}.
     """
     jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
+    if has_file(jinja):
         more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         return ChatTemplates(read_text(jinja), tuple((path.stem, read_text(path)) for path in more))
     path = folder / "tokenizer_config.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UnsupportedError
-from pipeline.strict_json import read_optional
+from pipeline.strict_json import has_file, read_optional
 from pipeline.tokenizer.ranks import QWEN_DEFAULTS, TEKKEN_DEFAULTS, read_tekken, read_tiktoken
 from pipeline.tokenizer.sentencepiece_model import SentencePieceModel, read_model
 from pipeline.tokenizer.tokenizer_json import SENTENCEPIECE, UNIGRAM, TokenizerJson, read_tokenizer_json
@@ -56,7 +56,7 @@ def read_source(folder: Path) -> Source:
     """
     tokenizer_config = read_optional(folder / "tokenizer_config.json")
     path = folder / "tokenizer.json"
-    if path.is_file():
+    if has_file(path):
         document = read_tokenizer_json(path)
         return Source(document, _model(folder) if document.family in (SENTENCEPIECE, UNIGRAM) else None)
     model = _model(folder)
@@ -75,7 +75,7 @@ def read_source(folder: Path) -> Source:
 
 
 def _model(folder: Path) -> SentencePieceModel | None:
-    path = next((folder / name for name in MODEL_FILES if (folder / name).is_file()), None)
+    path = next((folder / name for name in MODEL_FILES if has_file(folder / name)), None)
     return None if path is None else read_model(path)
 
 
@@ -91,15 +91,15 @@ def _tiktoken(folder: Path, tokenizer_config: dict[str, Any]) -> Source:
 
 _FORMS: tuple[tuple[Callable[[Path], bool], Callable[[Path, dict[str, Any]], Source]], ...] = (
     (
-        lambda folder: (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file(),
+        lambda folder: has_file(folder / "vocab.json") and has_file(folder / "merges.txt"),
         lambda folder, config: Source(read_two_files(folder, config)),
     ),
     (
-        lambda folder: (folder / "tekken.json").is_file(),
+        lambda folder: has_file(folder / "tekken.json"),
         lambda folder, _: Source(read_tekken(folder / "tekken.json"), defaults=TEKKEN_DEFAULTS),
     ),
     (
-        lambda folder: (folder / "vocab.txt").is_file(),
+        lambda folder: has_file(folder / "vocab.txt"),
         lambda folder, config: Source(read_vocab_txt(folder / "vocab.txt", config), defaults=special_defaults()),
     ),
     (lambda folder: _rank_file(folder) is not None, _tiktoken),

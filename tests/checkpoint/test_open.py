@@ -137,7 +137,7 @@ def test_licence_texts(folder: Path, write: Write) -> None:
     (folder / "LICENSES").mkdir()
     assert open_checkpoint(folder).licenses() == ("caf\ufffd", "n", "x")
     (folder / "COPYING").write_bytes(bytes(1_000_001))
-    with pytest.raises(FormatError, match="too big for a licence"):
+    with pytest.raises(FormatError, match="is too large"):
         open_checkpoint(folder).licenses()
 
 

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pipeline import flow
+from pipeline import flow, writing
 from pipeline.blueprint import from_checkpoint
 from pipeline.checkpoint import TensorReader, open_checkpoint
 from pipeline.errors import PipelineError
@@ -116,7 +116,7 @@ def test_publish(merged: Any, cli: Any, tmp_path: Path) -> None:
     assert not [check for check in report["checks"] if check["state"] == "different"]
     for file in report["files"]:
         with flow.prepare(str(by_hand), QUIET) as prepared:
-            flow.write([make_plan(prepared.blueprint, file["recipe"])], [tmp_path / "x.gguf"], QUIET)
+            writing.write([make_plan(prepared.blueprint, file["recipe"])], [tmp_path / "x.gguf"], QUIET)
         blob = tmp_path / "s" / "blobs" / file["digest"].replace(":", "-")
         assert blob.read_bytes() == (tmp_path / "x.gguf").read_bytes()
     plan = json.loads(cli("plan", model, "--adapter", adapter, "--quant", "Q8_0", "--json").stdout)

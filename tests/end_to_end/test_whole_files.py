@@ -63,9 +63,12 @@ def test_publish_equals_the_way_over_convert(published: Any, cli: Any, llama: An
         assert f"sha256:{theirs}" == file["digest"]
 
 
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_threads_do_not_change_bytes(threads: str, published: Any, cli: Any, tmp_path: Path) -> None:
-    """One worker or three: the same file."""
-    root = tmp_path / "registry"
-    done = cli("publish", "demo", "--threads", threads, "--proof", "none", "--json", GGUF_PIPELINE_STORE=str(root))
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+@pytest.mark.parametrize("engine", ["numpy", "fast"])
+def test_neither_threads_nor_engine_change_bytes(
+    threads: str, engine: str, published: Any, cli: Any, tmp_path: Path
+) -> None:
+    """One worker, two or five, with NumPy or with compiled kernels: the same file."""
+    options = ("--threads", threads, "--engine", engine, "--proof", "none", "--json")
+    done = cli("publish", "demo", *options, GGUF_PIPELINE_STORE=str(tmp_path / "registry"))
     assert published.report["files"][0]["digest"] in done.stdout

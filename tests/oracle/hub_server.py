@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 _PIECE = 1 << 16
 
@@ -149,6 +149,12 @@ class Hub:
         pieces = [unquote(p) for p in urlsplit(path).path.strip("/").split("/")]
         if pieces[0] == "lfs":
             return self._stored(pieces[1:]) if host and host in self.elsewhere else _error(404, "", "not here")
+        if pieces == ["api", "models"]:
+            return self._list(parse_qs(urlsplit(path).query)["author"][0])
+        return self._in_repo(pieces, authorization)
+
+    def _in_repo(self, pieces: list[str], authorization: str) -> Answer:
+        """Answer a request about one repository."""
         is_api = pieces[:2] == ["api", "models"]
         if is_api:
             pieces = pieces[2:]
@@ -164,6 +170,10 @@ class Hub:
         if is_api and pieces[2:3] == ["tree"]:
             return _json(_rows(repo, sha, "path", "oid"))
         return _info(name, repo, sha) if is_api else self._file(name, repo, sha, "/".join(pieces[4:]))
+
+    def _list(self, author: str) -> Answer:
+        """List an organisation's repositories."""
+        return _json([{"id": name} for name in self.repos if name.lower().startswith(f"{author.lower()}/")])
 
     def _refuse(self, repo: Repo, authorization: str, is_api: bool) -> Answer | None:
         if repo.disabled:

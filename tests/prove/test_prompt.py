@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import FormatError, PipelineError, ResourceError, UnsupportedError, UsageError
-from pipeline.prove.prompt import Limits, TemplateRaised, render_chat
+from pipeline.prove.prompt import Limits, TemplateRaised, render_chats, variables
 
 _TALK = [
     {"role": "system", "content": "Be brief."},
@@ -25,8 +25,18 @@ _FOR = "{% for i in range(99999) %}"
 _END = "{% endfor %}"
 
 
-def _render(template: str, **more: Any) -> str:
-    return render_chat(template, _TALK, **more)
+def _render(
+    template: str,
+    *,
+    now: datetime | None = None,
+    limits: Limits | None = None,
+    messages: list[dict[str, Any]] = _TALK,
+    **more: Any,
+) -> str:
+    (found,) = render_chats(template, [variables(messages, **more)], now=now, limits=limits or Limits())
+    if isinstance(found, PipelineError):
+        raise found
+    return found
 
 
 def _fixture(repository: Path, name: str) -> str:
@@ -166,10 +176,20 @@ def test_a_template_that_fails_is_not_supported(template: str) -> None:
     assert not isinstance(caught.value, TemplateRaised)
 
 
+def test_cases_are_rendered_one_by_one() -> None:
+    """One process renders several conversations; an error is the answer for its own case alone."""
+    template = "{{ messages[0].content.x }}{% if n %}{{ raise_exception('no') }}{% endif %}{{ 'x' * size }}"
+    cases = [variables(_TALK, extra={"n": n, "size": size}) for n, size in ((0, 1), (1, 1), (0, 2 << 20), (0, 2))]
+    first, raised, long, last = render_chats(template, cases, limits=_QUICK)
+    assert isinstance(raised, TemplateRaised)
+    assert isinstance(long, ResourceError)
+    assert (first, isinstance(last, ResourceError)) == ("x", True)  # the room is that of all together
+
+
 def test_a_conversation_is_json() -> None:
     """A message with a value that JSON does not know is a wrong call."""
     with pytest.raises(UsageError):
-        render_chat("", [{"role": "user", "content": object()}])
+        _render("", messages=[{"role": "user", "content": object()}])
 
 
 def test_too_little_memory_for_any_rendering_is_an_error_of_ours() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import flow, prove
+from pipeline import flow, prove, writing
 from pipeline.errors import PipelineError, ProofError
 from pipeline.job import Job
 from pipeline.store import Store, hash_file
@@ -25,14 +25,14 @@ def item(tmp_path: Path, silent_log: Any) -> Item:
     path = tmp_path / "demo.gguf"
     with flow.prepare("demo", silent_log) as prepared:
         plan = flow.plans.make_plan(prepared.blueprint, "Q4_0")
-        return "Q4_0", path, flow.write([plan], [path], silent_log)[0]
+        return "Q4_0", path, writing.write([plan], [path], silent_log)[0]
 
 
 @pytest.fixture
 def prompting(demo: Path) -> prove.Prompting:
     """How the demo prompts."""
     template = (demo / "chat_template.jinja").read_text(encoding="utf-8")
-    return prove.Prompting(template, "", "<|im_end|>", tokenizer=demo)
+    return prove.Prompting(prove.Template(template, None, "", "<|im_end|>"), tokenizer=demo)
 
 
 def _files(item: Item, prompting: prove.Prompting) -> dict[str, Check]:
@@ -58,7 +58,7 @@ def test_an_embedding_model_makes_a_vector(
     path = tmp_path / "encoder.gguf"
     with flow.prepare(str(repository / "tests" / "fixtures" / "arch" / name), silent_log) as prepared:
         plan = flow.plans.make_plan(prepared.blueprint, "Q8_0")
-        blob = flow.write([plan], [path], silent_log)[0]
+        blob = writing.write([plan], [path], silent_log)[0]
     checks = _files(("Q8_0", path, blob), prove.Prompting(None))
     assert {name: check.state for name, check in checks.items()} == dict.fromkeys(
         ("Q8_0 blob", "Q8_0 file", "Q8_0 load"), "proven"
@@ -73,7 +73,8 @@ def test_an_embedding_model_makes_a_vector(
         (
             {"template": "{% for m in messages %}{{ m.content }}{% endfor %}"},
             "different",
-            "in ['Hello!'], at character 0: expected 'Hello!', llama.cpp renders '<|im_start|>user",
+            "13 of 13 conversations differ, first 'one question', at character 0, token 0: "
+            "expected 'Hello!', llama.cpp gives '<|im_start|>user",
         ),
         ({"template": "{% for m in messages %}{{ m.content"}, "different", "the chat template fails"),
         (
@@ -81,9 +82,10 @@ def test_an_embedding_model_makes_a_vector(
             "different",
             "the chat template fails",
         ),
+        ({"template": "{{ messages[0].nothing.at_all }}"}, "different", "the chat template fails"),
         ({"template": "{{ raise_exception('no') }}"}, "not checked", "refuses every conversation"),
         ({"template": None}, "not checked", "has no chat template"),
-        ({"has_go_template": True}, "not checked", "TEMPLATE"),
+        ({"go_template": "{{ .Prompt }}"}, "not checked", "TEMPLATE"),
     ],
 )
 def test_each_kind_of_prompt_has_its_answer(
@@ -91,6 +93,8 @@ def test_each_kind_of_prompt_has_its_answer(
 ) -> None:
     """A template that differs, fails or hangs is a difference; what cannot be compared is not called proven."""
     assert llama
+    if change.get("template"):
+        change = {"template": prove.Template(change["template"], None, "", "<|im_end|>")}
     check = _files(item, dataclasses.replace(prompting, **change))["prompt"]
     assert check.state == state
     assert part in check.detail
@@ -148,3 +152,20 @@ def test_a_bad_model_never_replaces_a_good_one(
         flow.package(Job(str(tmp_path / "demo"), ("Q4_0",)), silent_log)
     assert {str(entry.name): entry.digest for entry in store.list()} == before
     assert sorted(path.name for path in store.blobs_dir.iterdir()) == files
+
+
+def test_force_publishes_what_differs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent_log: Any, demo: Path
+) -> None:
+    """Without it a template that fails stops the publication; with it the report keeps the difference."""
+    monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
+    shutil.copytree(demo, tmp_path / "bad")
+    (tmp_path / "bad" / "chat_template.jinja").write_text("{{ messages[0].nothing.at_all }}", encoding="utf-8")
+    job = Job(str(tmp_path / "bad"), ("Q4_0",))
+    with pytest.raises(ProofError, match="--force"):
+        flow.package(job, silent_log)
+    silent_log.notes.clear()
+    report = flow.package(dataclasses.replace(job, force=True), silent_log)
+    assert [check.name for check in report.checks if check.state == "different"] == ["prompt"]
+    assert any("published although prompt is different" in note for note in silent_log.notes)
+    assert {entry.name.tag for entry in Store(tmp_path / "registry").list()} == {"Q4_0", "latest"}

@@ -16,6 +16,7 @@ from pipeline import quant
 from pipeline.errors import ToolError, UsageError
 from pipeline.quant import BlockType
 from pipeline.quant._native import NativeType
+from pipeline.quant.fast import kernels
 
 pytestmark = pytest.mark.native
 
@@ -28,11 +29,35 @@ WEIGHTED = [kind for kind in ALL if kind.is_weighted]
 UNWEIGHTED = [kind for kind in ALL if not kind.is_weighted]
 
 
-def quantize(kind: BlockType, x: F32, importance: F32 | None = None) -> NDArray[np.uint8]:
-    """Quantize *x* with our kernels."""
-    out = np.empty((len(x), kind.row_bytes(x.shape[1])), np.uint8)
-    kind.quantize_rows(x, out, importance)
-    return out
+class Quantizer:
+    """One engine as a function."""
+
+    def __init__(self, engine: quant.Engine) -> None:
+        self._engine = engine
+
+    def __call__(self, kind: BlockType, x: F32, importance: F32 | None = None) -> NDArray[np.uint8]:
+        """Quantize *x*."""
+        out = np.empty((len(x), kind.row_bytes(x.shape[1])), np.uint8)
+        self._engine.quantize_rows(kind, x, out, importance)
+        return out
+
+    def values(self, kind: BlockType, data: NDArray[np.uint8], n_cols: int) -> F32:
+        """Expand *data*, rows of *n_cols* values."""
+        out = np.empty((len(data), n_cols), np.float32)
+        (self._engine.decoder(kind) or kind.dequantize_rows)(data, out)
+        return out
+
+
+quantize = Quantizer(quant.get_engine("numpy", {}))
+FAST = Quantizer(quant.get_engine("fast", {}))
+
+
+def by_engine(kinds: list[BlockType], task: str = "build") -> Any:
+    """Run a test for each of *kinds* with NumPy's kernel, and with the compiled one if the type has one for *task*."""
+    compiled = {name for name, kernel in kernels().items() if getattr(kernel, task)}
+    cases = [pytest.param(quantize, kind, id=f"{kind}-numpy") for kind in kinds]
+    cases += [pytest.param(FAST, kind, id=f"{kind}-fast") for kind in kinds if kind.name in compiled]
+    return pytest.mark.parametrize(("quantize", "kind"), cases)
 
 
 def importances(n_cols: int) -> dict[str, F32]:
@@ -56,8 +81,10 @@ def test_the_type_is_ggmls(kind: BlockType, libggml: Any) -> None:
     assert kind.type_size == libggml.type_size(kind.id)
 
 
-@pytest.mark.parametrize("kind", ALL, ids=str)
-def test_bytes_equal_the_reference(kind: BlockType, libggml: Any, hard_rows: dict[str, F32]) -> None:
+@by_engine(ALL)
+def test_bytes_equal_the_reference(
+    quantize: Quantizer, kind: BlockType, libggml: Any, hard_rows: dict[str, F32]
+) -> None:
     """Every data set gives the reference's bytes."""
     different = [
         name for name, x in hard_rows.items() if quantize(kind, x).tobytes() != libggml.quantize(kind.id, x).tobytes()
@@ -65,8 +92,10 @@ def test_bytes_equal_the_reference(kind: BlockType, libggml: Any, hard_rows: dic
     assert different == []
 
 
-@pytest.mark.parametrize("kind", ALL, ids=str)
-def test_bytes_equal_the_reference_in_one_tile(kind: BlockType, libggml: Any, hard_rows: dict[str, F32]) -> None:
+@by_engine(ALL)
+def test_bytes_equal_the_reference_in_one_tile(
+    quantize: Quantizer, kind: BlockType, libggml: Any, hard_rows: dict[str, F32]
+) -> None:
     """Data sets side by side in one tile, easy and hard blocks together, give the reference's bytes."""
     x = np.concatenate(list(hard_rows.values())).reshape(-1, 256)
     x = np.random.default_rng(5).permutation(x).reshape(-1, 512)
@@ -74,23 +103,27 @@ def test_bytes_equal_the_reference_in_one_tile(kind: BlockType, libggml: Any, ha
 
 
 @pytest.mark.parametrize("n_cols", [256, 768, 2560])
-@pytest.mark.parametrize("kind", WITH_BLOCKS, ids=str)
-def test_bytes_equal_the_reference_at_any_width(kind: BlockType, n_cols: int, libggml: Any) -> None:
+@by_engine(WITH_BLOCKS)
+def test_bytes_equal_the_reference_at_any_width(
+    quantize: Quantizer, kind: BlockType, n_cols: int, libggml: Any
+) -> None:
     """Rows of any legal width give the reference's bytes."""
     x = np.random.default_rng(n_cols).standard_t(4, (7, n_cols)).astype(np.float32)
     assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
 
 
-@pytest.mark.parametrize("kind", ALL, ids=str)
+@by_engine(ALL)
 @given(bits=hnp.arrays(np.uint32, (2, 256), elements=st.integers(0, (1 << 32) - 1)))
-def test_any_finite_bits_equal_the_reference(kind: BlockType, bits: NDArray[np.uint32], libggml: Any) -> None:
+def test_any_finite_bits_equal_the_reference(
+    quantize: Quantizer, kind: BlockType, bits: NDArray[np.uint32], libggml: Any
+) -> None:
     """Whatever finite floats come in, the reference's bytes come out."""
     x = bits.view(np.float32)
     x = np.where(np.isfinite(x), x, np.float32(-1.5))
     assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
 
 
-@pytest.mark.parametrize("kind", WITH_BLOCKS, ids=str)
+@by_engine(WITH_BLOCKS)
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 1 << 31),
@@ -98,7 +131,7 @@ def test_any_finite_bits_equal_the_reference(kind: BlockType, bits: NDArray[np.u
     shift=st.sampled_from([0.0, 1.0, -1.0, -1000.0]),
 )
 def test_blocks_of_any_spread_equal_the_reference(
-    kind: BlockType, seed: int, exponents: tuple[int, int], shift: float, libggml: Any
+    quantize: Quantizer, kind: BlockType, seed: int, exponents: tuple[int, int], shift: float, libggml: Any
 ) -> None:
     """Sub-blocks of different magnitudes in one super-block give the reference's bytes."""
     rng = np.random.default_rng(seed)
@@ -109,9 +142,9 @@ def test_blocks_of_any_spread_equal_the_reference(
 
 
 @pytest.mark.parametrize("name", importances(512))
-@pytest.mark.parametrize("kind", WEIGHTED, ids=str)
+@by_engine(WEIGHTED, "build_weighted")
 def test_weighted_bytes_equal_the_reference(
-    kind: BlockType, name: str, libggml: Any, hard_rows: dict[str, F32]
+    quantize: Quantizer, kind: BlockType, name: str, libggml: Any, hard_rows: dict[str, F32]
 ) -> None:
     """With an importance matrix every data set gives the reference's bytes, alone and among the others."""
     importance = importances(512)[name]
@@ -122,15 +155,17 @@ def test_weighted_bytes_equal_the_reference(
 
 
 @pytest.mark.parametrize("n_cols", [256, 768, 2560])
-@pytest.mark.parametrize("kind", WEIGHTED, ids=str)
-def test_weighted_bytes_equal_the_reference_at_any_width(kind: BlockType, n_cols: int, libggml: Any) -> None:
+@by_engine(WEIGHTED, "build_weighted")
+def test_weighted_bytes_equal_the_reference_at_any_width(
+    quantize: Quantizer, kind: BlockType, n_cols: int, libggml: Any
+) -> None:
     """Rows of any legal width are weighed by their own mean square and columns, as in the reference."""
     x = np.random.default_rng(n_cols).standard_t(4, (7, n_cols)).astype(np.float32)
     for importance in importances(n_cols).values():
         assert quantize(kind, x, importance).tobytes() == libggml.quantize(kind.id, x, importance).tobytes()
 
 
-@pytest.mark.parametrize("kind", WEIGHTED, ids=str)
+@by_engine(WEIGHTED, "build_weighted")
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 1 << 31),
@@ -138,7 +173,7 @@ def test_weighted_bytes_equal_the_reference_at_any_width(kind: BlockType, n_cols
     kept=st.sampled_from([1.0, 0.5, 0.05]),
 )
 def test_weighted_blocks_of_any_spread_equal_the_reference(
-    kind: BlockType, seed: int, exponents: tuple[int, int], kept: float, libggml: Any
+    quantize: Quantizer, kind: BlockType, seed: int, exponents: tuple[int, int], kept: float, libggml: Any
 ) -> None:
     """Elements of any magnitude, zeros of both signs among them, and importances with zeros give the same bytes."""
     rng = np.random.default_rng(seed)
@@ -149,8 +184,8 @@ def test_weighted_blocks_of_any_spread_equal_the_reference(
     assert quantize(kind, rows, importance).tobytes() == libggml.quantize(kind.id, rows, importance).tobytes()
 
 
-@pytest.mark.parametrize("kind", UNWEIGHTED, ids=str)
-def test_other_types_ignore_the_importance(kind: BlockType, libggml: Any) -> None:
+@by_engine(UNWEIGHTED)
+def test_other_types_ignore_the_importance(quantize: Quantizer, kind: BlockType, libggml: Any) -> None:
     """A type that libggml does not weigh gives the same bytes with and without importance, there and here."""
     x = np.random.default_rng(8).standard_normal((3, 512)).astype(np.float32)
     importance = importances(512)["unequal"]
@@ -208,42 +243,43 @@ def test_a_single_column_is_added_in_order(libggml: Any) -> None:
             assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
 
 
-@pytest.mark.parametrize("name", ["F16", "BF16"])
-def test_conversions_equal_the_reference_on_every_special_value(name: str, libggml: Any) -> None:
+@by_engine([quant.get("F16"), quant.get("BF16")])
+def test_conversions_equal_the_reference_on_every_special_value(
+    quantize: Quantizer, kind: BlockType, libggml: Any
+) -> None:
     """All exponents, rounding positions, infinities and NaNs convert as in ggml."""
-    kind = quant.get(name)
     high = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
     low = np.array([0, 1, 0x0FFF, 0x1000, 0x1001, 0x2000, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     x = (high[:, None] | low).view(np.float32)
     assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
 
 
-@pytest.mark.parametrize("kind", ALL, ids=str)
-def test_values_equal_the_reference(kind: BlockType, libggml: Any, hard_rows: dict[str, F32]) -> None:
+@by_engine(ALL, "build_decode")
+def test_values_equal_the_reference(
+    quantize: Quantizer, kind: BlockType, libggml: Any, hard_rows: dict[str, F32]
+) -> None:
     """Expanding quantized data gives the reference's floats, bit for bit."""
     data = libggml.quantize(kind.id, np.concatenate(list(hard_rows.values())))
-    out = np.empty((len(data), 512), np.float32)
-    kind.dequantize_rows(data, out)
+    out = quantize.values(kind, data, 512)
     expected = libggml.dequantize(kind.id, data)
     is_nan = np.isnan(expected)
     assert np.array_equal(is_nan, np.isnan(out))
     assert np.array_equal(out.view(np.uint32)[~is_nan], expected.view(np.uint32)[~is_nan])
 
 
-@pytest.mark.parametrize("kind", ALL, ids=str)
-def test_values_of_any_bytes_equal_the_reference(kind: BlockType, libggml: Any) -> None:
+@by_engine(ALL, "build_decode")
+def test_values_of_any_bytes_equal_the_reference(quantize: Quantizer, kind: BlockType, libggml: Any) -> None:
     """Random bytes expand to the reference's floats, the sign of zero included."""
     data = np.random.default_rng(3).integers(0, 256, (16, kind.row_bytes(512)), dtype=np.uint8)
-    out = np.empty((16, 512), np.float32)
-    kind.dequantize_rows(data, out)
+    out = quantize.values(kind, data, 512)
     expected = libggml.dequantize(kind.id, data)
     finite = np.isfinite(expected)
     assert np.array_equal(out.view(np.uint32)[finite], expected.view(np.uint32)[finite])
     assert np.array_equal(np.isnan(out), np.isnan(expected))
 
 
-@pytest.mark.parametrize("kind", ALL, ids=str)
-def test_nonfinite_input_neither_fails_nor_warns(kind: BlockType) -> None:
+@by_engine(ALL)
+def test_nonfinite_input_neither_fails_nor_warns(quantize: Quantizer, kind: BlockType) -> None:
     """Blocks with NaN and infinities pass through a kernel; refusing them is not its job."""
     x = np.zeros((4, 512), np.float32)
     x[0, ::7], x[1, 5], x[2, ::3], x[3] = np.nan, np.inf, -np.inf, np.nan

@@ -117,7 +117,7 @@ def test_tags_and_catalog(url: str) -> None:
         ("/v2/%2E%2E%2F%2E%2E/demo/tags/list", 404, "NAME_INVALID"),
         (f"/v2/lib%00rary/demo/blobs/sha256:{'0' * 64}", 404, "NAME_INVALID"),
         ("/v2/a/b/c/manifests/x", 404, "NOT_FOUND"),
-        ("/", 404, "NOT_FOUND"),
+        ("/nothing", 404, "NOT_FOUND"),
     ],
 )
 def test_errors_are_the_registrys_json(server: object, path: str, status: int, code: str) -> None:

@@ -19,7 +19,7 @@ from pipeline.store import Store
 _SERVE = """
 import sys
 from pathlib import Path
-from pipeline.serve import serve
+from pipeline.serve import Settings, serve
 from pipeline.store import Store
 serve(Store(Path(sys.argv[1])), "localhost", 0, lambda address: print(address, flush=True))
 print("ended", flush=True)
@@ -48,7 +48,7 @@ def test_a_signal_ends_it_cleanly(repository: Path, store: Store, number: signal
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])  # noqa: S104  # refused
 def test_other_machines_are_kept_out(store: Store, host: str) -> None:
     """An address that others can reach needs a word from the user."""
-    with pytest.raises(UsageError, match=r"(?s)no password.*--allow-remote"):
+    with pytest.raises(UsageError, match=r"(?s)needs no password.*--allow-remote"):
         serve(store, host, 0, pytest.fail)
 
 
@@ -58,15 +58,14 @@ def test_other_machines_are_kept_out(store: Store, host: str) -> None:
         ("[::1]", "", "localhost", 200),
         ("::1", "", "evil.example", 403),
         ("127.0.0.1", "", "evil.example", 403),
-        ("127.0.0.1", "allow_remote=True", "models.example", 200),
+        ("127.0.0.1", "settings=Settings(allow_remote=True)", "models.example", 200),
     ],
 )
 def test_hosts(repository: Path, store: Store, host: str, more: str, named: str, status: int) -> None:
     """IPv6's own loopback is served too, with brackets or without; other names need --allow-remote."""
     if ":" in host and not _has_ipv6():
         pytest.skip("this machine has no ::1")
-    code = _SERVE.replace('"localhost", 0, ', f"{host!r}, 0, {more}, ".replace(", , ", ", "))
-    code = code.replace("allow_remote=True, lambda", "allow_remote=True, on_ready=lambda")
+    code = _SERVE.replace('"localhost"', repr(host)).replace("flush=True))", f"flush=True), {more})")
     with subprocess.Popen(
         [sys.executable, "-c", code, str(store.root)], cwd=repository, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -1,0 +1,140 @@
+"""Who does the work: the NumPy kernels, or the compiled ones of the extra `fast`.  Both give the same bytes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from typing import Final, Protocol
+
+import numpy as np
+
+from pipeline.errors import ToolError, UsageError
+from pipeline.quant._base import F32, SCRATCH_BYTES, U8, Array, BlockType
+
+Decoder = Callable[[U8, F32], None]
+
+AUTO: Final = "auto"
+NAMES: Final = ("numpy", "fast")
+
+# What the compiled engine costs before it does anything, in seconds of a processor: loading LLVM, and compiling one
+# type for the first time, which takes 0.05 (Q8_0) to 0.4 (Q4_K with an importance matrix).
+_LOAD_SECONDS: Final = 0.15
+_COMPILE_SECONDS: Final = 0.3
+
+
+class Engine(Protocol):
+    """Something that quantizes rows; threads may share one."""
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+
+    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
+        """Estimate what quantizing to *kinds*, types by name, takes beside the rows, as far as it is not taken yet."""
+
+    def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
+        """Do what `BlockType.quantize_rows` does."""
+
+    def decoder(self, kind: BlockType) -> Decoder | None:
+        """Return what does as `BlockType.dequantize_rows`, if this engine has something faster."""
+
+    def largest_magnitude(self, words: Array) -> int:
+        """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
+
+
+class NumpyEngine:
+    """The kernels that the types themselves bring."""
+
+    name = "numpy"
+
+    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
+        """Estimate the scratch memory: each thread has its own, which conversions hardly touch."""
+        return threads * SCRATCH_BYTES if set(kinds) - {"F32", "F16", "BF16"} else 0
+
+    def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
+        """Do what `BlockType.quantize_rows` does."""
+        kind.quantize_rows(x, out, importance)
+
+    def decoder(self, kind: BlockType) -> Decoder | None:  # noqa: ARG002 - has nothing faster
+        """Return None: the types' own way is NumPy's."""
+        return None
+
+    def largest_magnitude(self, words: Array) -> int:
+        """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
+        unsigned = words.dtype.type
+        return int((words & unsigned(np.iinfo(unsigned).max >> 1)).max(initial=0))
+
+
+def check_engine(name: str) -> None:
+    """Refuse an engine that there is not.
+
+    Raises:
+        UsageError: if none has this *name*.
+        ToolError: if it is not installed.
+    """
+    if name not in (AUTO, *NAMES):
+        raise UsageError("no such engine", expected=", ".join((AUTO, *NAMES)), found=name)
+    if name == "fast" and not _is_installed():
+        raise ToolError(
+            "the compiled engine is not installed", hint="pip install 'gguf-pipeline[fast]', or take --engine numpy"
+        )
+
+
+def get_engine(name: str, work: Mapping[str, int]) -> Engine:
+    """Return the engine called *name*; "auto" means the one that is through with *work* first.
+
+    Args:
+        name: "auto", "numpy" or "fast".
+        work: how many weights become each type, by the type's name.
+
+    Raises:
+        UsageError: if no engine has this name.
+        ToolError: if it is not installed.
+    """
+    check_engine(name)
+    if name == "numpy" or (name == AUTO and not _is_worth_it(work)):
+        return _numpy()
+    return _fast()
+
+
+def describe_fast() -> tuple[bool, str]:
+    """Say whether the compiled engine is there, and what it compiles for."""
+    if not _is_installed():
+        return False, "not installed; NumPy quantizes, with the same bytes"
+    from pipeline.quant.fast import host
+
+    processor = host()
+    return True, f"for {processor.cpu}, {processor.name}"
+
+
+@cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("llvmlite") is not None
+
+
+@cache
+def _numpy() -> Engine:
+    return NumpyEngine()
+
+
+@cache
+def _fast() -> Engine:
+    from pipeline.quant.fast import FastEngine
+
+    return FastEngine()
+
+
+def _is_worth_it(work: Mapping[str, int]) -> bool:
+    """Compare what the compiled kernels save on *work* with what they cost."""
+    if not _is_installed() or sum(work.values()) * _MOST_NS * 1e-9 < _LOAD_SECONDS:
+        return False
+    from pipeline.quant.fast import FastEngine, kernels
+
+    engine = FastEngine()
+    rows = [(kernels()[name], n) for name, n in work.items() if name in kernels()]
+    saved = sum(kernel.gain_ns * 1e-9 * n for kernel, n in rows)
+    return saved > _LOAD_SECONDS + sum(0 if engine.is_compiled(kernel.name) else _COMPILE_SECONDS for kernel, _ in rows)
+
+
+_MOST_NS: Final = 100  # no kernel saves more than this, so small jobs need not load anything to know

@@ -1,0 +1,128 @@
+"""The compiled engine: the bytes of the NumPy kernels, several times as fast, where the extra `fast` is installed.
+
+Each module without an underscore writes the code of one type as a `KERNEL`; types without one go NumPy's way.  The code
+is compiled when a type is first wanted and kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import discover
+from pipeline.quant._base import F32, SCRATCH_BYTES, U8, Array, BlockType
+from pipeline.quant._engines import Decoder, NumpyEngine
+from pipeline.quant.fast import _compile
+from pipeline.quant.fast._compile import Processor, host
+from pipeline.quant.fast._kernel import Build, Kernel
+from pipeline.quant.fast._look import MAGNITUDES
+
+__all__ = ["FastEngine", "Processor", "host", "kernels"]
+
+
+# What LLVM takes, mostly pages of its own program: to bring compiled code into memory, and to compile.
+_LINK_BYTES, _COMPILE_BYTES = 14_000_000, 44_000_000
+
+
+@cache
+def kernels() -> dict[str, Kernel]:
+    """Return all kernels by the name of their type ("Q4_K")."""
+    return discover.load("pipeline.quant.fast", "KERNEL")
+
+
+class FastEngine:
+    """Quantizes with compiled kernels; threads may share one.
+
+    Args:
+        processor: what to compile for, this machine's by default.
+        folder: where compiled code is kept, the cache folder by default.
+    """
+
+    name = "fast"
+
+    def __init__(self, processor: Processor | None = None, folder: Path | None = None) -> None:
+        self.processor = processor or host()
+        self._folder = folder
+        self._functions: dict[str, _compile.Function] = {}
+        self._lock = threading.Lock()
+
+    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
+        """Estimate what LLVM takes when it begins to work, and the scratch memory of types that go NumPy's way."""
+        known, others = set(kinds) & set(kernels()), set(kinds) - set(kernels()) - {"F32"}
+        llvm = max((_LINK_BYTES if self.is_compiled(name) else _COMPILE_BYTES for name in known), default=0)
+        return (0 if self._functions else llvm) + (threads * SCRATCH_BYTES if others else 0)
+
+    def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
+        """Do what `BlockType.quantize_rows` does."""
+        weighted = importance is not None and kind.is_weighted
+        kernel = kernels().get(kind.name)
+        build = None if kernel is None else kernel.build_weighted if weighted else kernel.build
+        if build is None:
+            kind.quantize_rows(x, out, importance)
+            return
+        kind.check(x, out, importance)
+        function = self._function(self._label(kind.name, weighted=weighted), build)
+        weights = importance if weighted else None
+        self._call(function, (x, kind.block_size), (out, kind.type_size), weights, x.shape[1] // kind.block_size)
+
+    def decoder(self, kind: BlockType) -> Decoder | None:
+        """Return what does as `BlockType.dequantize_rows`, if it is compiled."""
+        kernel = kernels().get(kind.name)
+        build = None if kernel is None else kernel.build_decode
+        if build is None:
+            return None
+        function = self._function(f"{kind.name}-decode", build)
+
+        def decode(data: U8, out: F32) -> None:
+            kind.check(out, data)
+            self._call(function, (data, kind.type_size), (out, kind.block_size))
+
+        return decode
+
+    def largest_magnitude(self, words: Array) -> int:
+        """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
+        found = np.zeros(1, np.uint32)
+        size = words.dtype.itemsize
+        if words.size < self.processor.lanes:
+            return NumpyEngine().largest_magnitude(words)
+        function = self._function(f"magnitude-{size}", MAGNITUDES[size])
+        function(words.ctypes.data, 0, found.ctypes.data, words.size, 1)
+        return int(found[0])
+
+    def _function(self, label: str, build: Build) -> _compile.Function:
+        with self._lock:
+            if label not in self._functions:
+                self._functions[label] = _compile.load(label, build, self.processor, self._folder)
+            return self._functions[label]
+
+    def _call(
+        self,
+        function: _compile.Function,
+        source: tuple[Array, int],
+        target: tuple[Array, int],
+        importance: F32 | None = None,
+        blocks_per_row: int = 1,
+    ) -> None:
+        """Run a kernel on arrays, each with the items of one block; fewer blocks than lanes are filled up."""
+        (x, x_items), (out, out_items) = source, target
+        n_blocks, lanes = x.size // x_items, self.processor.lanes
+        weights = 0 if importance is None else importance.ctypes.data
+        if n_blocks >= lanes:
+            function(x.ctypes.data, weights, out.ctypes.data, n_blocks, blocks_per_row)
+            return
+        more, padded = np.zeros(lanes * x_items, x.dtype), np.empty(lanes * out_items, out.dtype)
+        more[: x.size] = x.reshape(-1)
+        function(more.ctypes.data, weights, padded.ctypes.data, lanes, blocks_per_row)
+        out.reshape(-1)[...] = padded[: out.size]
+
+    def is_compiled(self, name: str) -> bool:
+        """Say whether the kernel of type *name* need not be compiled any more."""
+        return _compile.is_cached(self._label(name, weighted=False), self.processor, self._folder)
+
+    @staticmethod
+    def _label(name: str, *, weighted: bool) -> str:
+        return f"{name}-weighted" if weighted else name

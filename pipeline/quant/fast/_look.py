@@ -1,0 +1,35 @@
+"""Kernels that only look at numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.quant.fast._kernel import Arguments, Build
+from pipeline.quant.fast._tile import tiles
+from pipeline.quant.fast._vector import HALF, INT, Code, Value, larger
+
+
+def largest_magnitude(element: Any) -> Build:
+    """Write the largest of `n_blocks` words without their sign bit, as int32, to *out*."""
+    bits = element.width
+
+    def build(code: Code, a: Arguments) -> None:
+        best = code.rows(1, INT)
+        best[0] = code.ints(0)
+
+        def one(first: Value) -> None:
+            words = a.x.at(first * (bits // 8)).load(element, code.lanes)
+            wide = words if element == INT else words.widen(INT)
+            best[0] = larger(wide & ((1 << (bits - 1)) - 1), best[0])
+
+        tiles(code, a.n_blocks, one)
+        found = best[0]
+        while found.raw.type.count > 1:
+            half = found.raw.type.count // 2
+            found = larger(found.shuffle(list(range(half))), found.shuffle(list(range(half, 2 * half))))
+        a.out.store(found)
+
+    return build
+
+
+MAGNITUDES = {2: largest_magnitude(HALF), 4: largest_magnitude(INT)}

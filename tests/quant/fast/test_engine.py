@@ -1,0 +1,154 @@
+"""The compiled engine: when it is taken, what it keeps, and that nothing but speed depends on it."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline import quant
+from pipeline.errors import FormatError, ToolError, UsageError
+from pipeline.quant import _engines
+from pipeline.quant.fast import FastEngine, Processor, host, kernels
+
+HERE = host()
+NUMPY = quant.NumpyEngine()
+
+
+def quantized(engine: quant.Engine, name: str, x: NDArray[np.float32]) -> bytes:
+    """Quantize rows."""
+    kind = quant.get(name)
+    out = np.empty((len(x), kind.row_bytes(x.shape[1])), np.uint8)
+    engine.quantize_rows(kind, x, out)
+    return out.tobytes()
+
+
+def rows(n_rows: int, n_cols: int = 512) -> NDArray[np.float32]:
+    """Return normal weights, some blocks of zeros and ties among them."""
+    x = np.random.default_rng(n_rows).standard_normal((n_rows, n_cols)).astype(np.float32)
+    x[::3, :256] = 0
+    x[1::3, 256:288] = np.where(np.arange(32) % 2, 1, -1)
+    return x
+
+
+@pytest.mark.parametrize("name", kernels())
+def test_every_kernel_belongs_to_a_type(name: str) -> None:
+    """A kernel's name is that of a type, and one that weighs belongs to a type that is weighted."""
+    kind = quant.get(name)
+    assert kind.is_weighted or kernels()[name].build_weighted is None
+
+
+@pytest.mark.parametrize("width", [4, 8, 16])
+@pytest.mark.parametrize("name", kernels())
+def test_bytes_do_not_depend_on_the_registers(name: str, width: int, tmp_path: Path) -> None:
+    """Code for narrower registers gives NumPy's bytes, and any number of blocks does, fewer than lanes too."""
+    engine = FastEngine(Processor(HERE.cpu, HERE.features, width), tmp_path)
+    for n_rows in (1, 2, 17, 70):
+        x = rows(n_rows)
+        assert quantized(engine, name, x) == quantized(NUMPY, name, x)
+    assert quantized(engine, name, np.empty((0, 512), np.float32)) == b""
+
+
+def test_arguments_are_checked() -> None:
+    """What NumPy's kernels refuse is refused, before any address is passed on."""
+    engine, out = FastEngine(), np.empty((1, 144), np.uint8)
+    with pytest.raises(UsageError):
+        engine.quantize_rows(quant.get("Q4_K"), np.zeros((1, 256)), out)  # type: ignore[arg-type]
+    with pytest.raises(FormatError):
+        engine.quantize_rows(quant.get("Q4_K"), np.zeros((1, 255), np.float32), out)
+    with pytest.raises(UsageError):
+        engine.quantize_rows(quant.get("Q4_K"), np.zeros((2, 256), np.float32), out)
+
+
+def test_auto_takes_the_engine_that_is_through_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Large jobs are compiled, small ones and types without a kernel are not; less is enough once code is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert quant.get_engine("auto", {"Q4_K": 1_000_000_000}).name == "fast"
+    assert quant.get_engine("auto", {"Q4_K": 1_000_000}).name == "numpy"
+    assert quant.get_engine("auto", {"F32": 1_000_000_000}).name == "numpy"
+    assert quant.get_engine("auto", {}).name == "numpy"
+    assert quant.get_engine("auto", {"Q4_K": 8_000_000}).name == "numpy"
+    quantized(FastEngine(), "Q4_K", rows(1))
+    assert quant.get_engine("auto", {"Q4_K": 8_000_000}).name == "fast"
+    assert quant.get_engine("numpy", {"Q4_K": 1_000_000_000}).name == "numpy"
+    assert quant.get_engine("fast", {}).name == "fast"
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where LLVM is not installed NumPy does all the work, and asking for the compiled engine says what to install."""
+    _engines._is_installed.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    try:
+        assert quant.get_engine("auto", {"Q4_K": 1_000_000_000}).name == "numpy"
+        assert quant.describe_fast()[0] is False
+        with pytest.raises(ToolError, match=r"pip install 'gguf-pipeline\[fast\]'"):
+            quant.check_engine("fast")
+    finally:
+        _engines._is_installed.cache_clear()
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    """The error names those there are."""
+    with pytest.raises(UsageError, match="auto, numpy, fast"):
+        quant.check_engine("warp")
+
+
+def test_compiled_code_is_kept(tmp_path: Path) -> None:
+    """A kernel is one file, which the next engine takes as it is; a damaged one is made again."""
+    x, expected = rows(40), quantized(NUMPY, "Q8_0", rows(40))
+    assert quantized(FastEngine(folder=tmp_path), "Q8_0", x) == expected
+    (path,) = tmp_path.iterdir()
+    kept, time = path.read_bytes(), path.stat().st_mtime_ns
+    assert kept[:32] == hashlib.sha256(kept[32:]).digest()
+    assert quantized(FastEngine(folder=tmp_path), "Q8_0", x) == expected
+    assert path.stat().st_mtime_ns == time
+    path.write_bytes(kept[:-1])
+    assert quantized(FastEngine(folder=tmp_path), "Q8_0", x) == expected
+    assert path.read_bytes() == kept
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
+    """Where the cache folder cannot be made, code is compiled each time."""
+    (tmp_path / "file").touch()
+    engine = FastEngine(folder=tmp_path / "file" / "kernels")
+    assert quantized(engine, "Q8_0", rows(40)) == quantized(NUMPY, "Q8_0", rows(40))
+
+
+def test_threads_and_processes_compile_at_once(tmp_path: Path) -> None:
+    """Three processes and four threads that begin with an empty folder all give the same bytes and leave one file."""
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from pipeline import quant
+from pipeline.quant.fast import FastEngine
+x = np.random.default_rng(0).standard_normal((40, 512)).astype(np.float32)
+out = np.empty((40, 288), np.uint8)
+FastEngine(folder=Path({str(tmp_path)!r})).quantize_rows(quant.get("Q4_K"), x, out)
+sys.stdout.buffer.write(out.tobytes())
+"""
+    children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
+    x = np.random.default_rng(0).standard_normal((40, 512)).astype(np.float32)
+    engine = FastEngine(folder=tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: quantized(engine, "Q4_K", x), range(4)))
+    found += [child.communicate()[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0, 0]
+    assert set(found) == {quantized(NUMPY, "Q4_K", x)}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_largest_magnitude() -> None:
+    """Words of 16 and 32 bits, few and many: the largest without its sign, on both engines."""
+    for dtype, bits in ((np.uint16, 16), (np.uint32, 32)):
+        for n in (1, 5, 64, 1001):
+            words = np.random.default_rng(n).integers(0, 1 << bits, n).astype(dtype)
+            expected = int((words & dtype((1 << (bits - 1)) - 1)).max())
+            assert FastEngine().largest_magnitude(words) == NUMPY.largest_magnitude(words) == expected
+    assert FastEngine().largest_magnitude(np.empty(0, np.uint16)) == 0
