@@ -37,7 +37,7 @@ setup: .venv/.setup  ## install gguf-pipeline into .venv, with what makes it fas
 
 .venv/.dev: .venv/.setup
 	@echo "installing what developers need into .venv" >&2
-	@$(PIP) --editable ".[dev]"
+	@$(PIP) --editable ".[dev,batch]"
 	@touch $@
 
 publish: setup  ## convert, quantize, prove and publish: make publish MODEL=demo QUANT=Q4_K_M [TO=local]

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from pipeline import __version__
-from pipeline.commands import look, make, serving, stock
+from pipeline.commands import calibrate, look, make, many, serving, stock
 from pipeline.errors import PipelineError, ResourceError, from_os_error
 
 _SAME_WISH_S = 1.0  # a terminal that closes may send SIGHUP twice
@@ -115,7 +115,9 @@ for command in (
     make.convert,
     make.quantize,
     make.modelfile,
+    calibrate.imatrix,
     make.pull,
+    many.batch,
     serving.serve,
     stock.run,
     stock.list_,

@@ -9,7 +9,6 @@ from pipeline import modelfile as modelfiles
 from pipeline.blueprint import Blueprint
 from pipeline.errors import UnsupportedError
 from pipeline.job import Job, Prepared
-from pipeline.source import aliases
 from pipeline.types import Log, Modelfile
 
 _RANK = 4  # LLAMA_POOLING_TYPE_RANK: a score instead of a vector
@@ -35,11 +34,7 @@ def _wanted(prepared: Prepared, job: Job) -> Modelfile:
         UsageError, UnsupportedError: if Ollama would not take a wish, or nothing here can grant it.
     """
     tokenizer = prepared.tokenizer
-    row = aliases.load().get(prepared.source.alias or "")
-    overrides = job.overrides
-    if row is not None and row.modelfile:
-        where = f"{row.origin}, [{row.name}.modelfile]"
-        overrides = overrides.over(modelfiles.read_table(row.modelfile, where, row.origin.parent))
+    overrides = job.wishes(prepared.source)
     if prepared.blueprint.pooling_type is not None:
         shorter = prepared.max_tokens is not None and prepared.max_tokens < (prepared.blueprint.context_length or 0)
         return modelfiles.make_embedding_modelfile(

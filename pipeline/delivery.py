@@ -17,8 +17,9 @@ Targets = dict[str, publish.PublishTarget]
 class Delivery:
     """What became of a release at one target.
 
-    *state* is "published", "unchanged" (it was there) or "failed" (*error* says why, and nothing new is visible).
-    *names* are all names there and *manifests* their digests, in the same order; *commands* are to be pasted.
+    *target* is what was asked for, without a login in it.  *state* is "published", "unchanged" (it was there) or
+    "failed" (*error* says why, and nothing new is visible).  *names* are all names there and *manifests* their digests,
+    in the same order; *commands* are to be pasted.
     """
 
     target: str
@@ -70,7 +71,7 @@ def deliver(targets: Targets, release: publish.Release, log: Log) -> tuple[tuple
         try:
             found[text] = _published(text, targets[text].publish(release, log))
         except PipelineError as error:
-            found[text] = Delivery(text, "failed", error=str(error))
+            found[text] = Delivery(publish.redacted(text), "failed", error=str(error))
             first = error
     return tuple(found[text] for text in targets), first
 
@@ -95,7 +96,11 @@ def there_already(targets: Targets, wanted: Visible, before: Sequence[Delivery])
     for text, target in targets.items():
         if target.published(*place) == wanted.blobs:
             names = tuple(map(str, target.names(*place)))
-            found.append(Delivery(text, "unchanged", names, tuple(wanted.manifests.values()), commands.get(text, ())))
+            found.append(
+                Delivery(
+                    publish.redacted(text), "unchanged", names, tuple(wanted.manifests.values()), commands.get(text, ())
+                )
+            )
     return tuple(found)
 
 
@@ -107,4 +112,6 @@ def all_checks(delivered: Sequence[Delivery]) -> tuple[Check, ...]:
 
 
 def _published(text: str, done: publish.Published) -> Delivery:
-    return Delivery(text, "published", tuple(map(str, done.names)), done.digests, done.commands, done.checks)
+    return Delivery(
+        publish.redacted(text), "published", tuple(map(str, done.names)), done.digests, done.commands, done.checks
+    )

@@ -250,13 +250,27 @@ def _encode_tile(
             _decode(reader, engine, raw, floats, view, tensor, tile.first)
         kind = quant.get(planned.type)
         part = scratch.bytes(planned.type, n_rows, kind.row_bytes(tensor.n_cols))
-        engine.quantize_rows(kind, floats, part)
+        _quantize(engine, planned, floats, part, tile.first)
         if planned.type == "F16":
             _check_overflow(engine, part, floats, planned, tile.first)
         if meter and not keeps_values(view.dtype, planned.type):
             sums[planned.type] = meter.measure(planned, floats, part, tile.first)
         made[planned.type] = part
     return _Encoded([made[t.type] for t in tile.tensors], [sums.get(t.type) for t in tile.tensors])
+
+
+def _quantize(engine: quant.Engine, tensor: PlannedTensor, floats: np.ndarray, out: np.ndarray, first_row: int) -> None:
+    """Quantize rows of a tensor; those of each of its matrices have their own importance."""
+    kind = quant.get(tensor.type)
+    if tensor.importance is None:
+        engine.quantize_rows(kind, floats, out)
+        return
+    start, height = 0, tensor.shape[-2]
+    while start < len(floats):
+        matrix, row = divmod(first_row + start, height)
+        stop = min(len(floats), start + height - row)
+        engine.quantize_rows(kind, floats[start:stop], out[start:stop], tensor.importance[matrix])
+        start = stop
 
 
 def _decode(

@@ -18,6 +18,7 @@ from pipeline import crash, decide, prove, publish, quant, record, republish
 from pipeline import delivery as deliveries
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
+from pipeline import release as releases
 from pipeline import report as reports
 from pipeline.checkpoint import merge_adapter, open_checkpoint
 from pipeline.delivery import Delivery
@@ -32,6 +33,7 @@ from pipeline.runtime import runtime_at_hand
 from pipeline.source import OpenSource, Weights, open_source
 from pipeline.store import Name
 from pipeline.tokenizer import read_tokenizer
+from pipeline.tuning import Tuning
 from pipeline.types import Blob, Check, Log, Modelfile, Plan
 from pipeline.writing import write
 
@@ -52,7 +54,8 @@ def package(job: Job, log: Log) -> Report:
             return replace(known, seconds=clock.so_far())
         with prepare(job.model, log, "stream", requantize=job.requantize, adapter=job.adapter) as prepared:
             job = replace(job, quants=choose_quants(job.quants, prepared))
-            planned = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
+            planned = [plans.make_plan(prepared.blueprint, name, job.tuning) for name in job.quants]
+            plans.say_notes(planned, prepared.blueprint.notes, log)
             modelfile = decide.modelfile_of(prepared, job, log)
             for target in targets.values():
                 target.check(*model_name(job, prepared), job.tags_of_all())
@@ -60,12 +63,13 @@ def package(job: Job, log: Log) -> Report:
             crash.point("headers read")
             files = source_files(prepared, planned)
             slot = record.Slot(record.place_of(job, prepared.source, targets), look)
-            again = partial(make_release, job, prepared, planned, modelfile, [Path()] * len(planned))
+            again = partial(releases.make_release, job, prepared, planned, modelfile, [Path()] * len(planned))
             last = None if job.again else record.held(job, prepared, planned, files, slot, targets, again)
             if last is not None and len(last.targets) == len(targets):
                 return replace(last, seconds=clock.so_far())
             had = last.targets if last else ()
-            missing = {text: targets[text] for text in targets if text not in {one.target for one in had}}
+            done = {one.target for one in had}
+            missing = {text: one for text, one in targets.items() if publish.redacted(text) not in done}
             return make(job, prepared, planned, modelfile, missing, had, slot, clock, log)
 
 
@@ -98,7 +102,8 @@ def make(
         checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
         clock.lap("prove")
         crash.point("files proven")
-        release = make_release(job, prepared, planned, modelfile, paths, blobs)
+        release = releases.make_release(job, prepared, planned, modelfile, paths, blobs)
+        release = replace(release, about=releases.describe(prepared, planned, modelfile, checks, meter))
         delivered, error = deliveries.deliver(targets, release, log)
         crash.point("all named")
         clock.lap("publish")
@@ -107,19 +112,9 @@ def make(
     if all(one.state == "failed" for one in delivered) and error:
         raise error
     report = record.make_report(
-        job,
-        prepared,
-        planned,
-        blobs,
-        modelfile,
-        delivered,
-        checks,
-        sources,
-        meter,
-        clock,
-        slot,
+        job, prepared, planned, blobs, modelfile, delivered, checks, sources, meter, clock, slot,
         deliveries.visible(release),
-    )
+    )  # fmt: skip
     reports.save(report)
     if error:
         log.note(f"the other targets have the model, see {slot.path}")
@@ -237,14 +232,17 @@ def quantize(
     requantize: bool = False,
     part_bytes: int | None = None,
     engine: str = quant.AUTO,
+    tuning: Tuning | None = None,
 ) -> Written:
     """Write *gguf*, which is unquantized or may be quantized again, once more at *path* as *recipe* says.
 
-    One part of a split model stands for all of them.  *part_bytes* is as for `convert`.
+    One part of a split model stands for all of them.  *part_bytes* is as for `convert`; *tuning* changes
+    the recipe.
     """
     quant.check_engine(engine)
     parts = read_parts(gguf)
-    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe)
+    plan = plans.make_plan(blueprints.from_gguf(parts, requantize=requantize), recipe, tuning)
+    plans.say_notes([plan], (), log)
     cut = SplitModel.of(plan, path, part_bytes)
     cut.refuse_to_replace([part.path for part in parts])
     return cut.write(lambda planned, paths: write(planned, paths, log, threads, engine=engine))
@@ -278,56 +276,6 @@ def model_name(job: Job, prepared: Prepared) -> tuple[str, str]:
     return job.name_of(prepared.source)
 
 
-def make_release(
-    job: Job,
-    prepared: Prepared,
-    planned: Sequence[Plan],
-    modelfile: Modelfile,
-    paths: Sequence[Path],
-    blobs: Sequence[Blob],
-) -> publish.Release:
-    """Gather what a target needs to publish."""
-    family = modelfiles.families(job.templates).get(modelfile.family or "")
-    entries = tuple(
-        publish.ReleaseEntry(
-            tags=job.tags_of(number),
-            gguf=path,
-            gguf_blob=blob,
-            architecture=prepared.blueprint.model.arch,
-            parameter_count=prepared.blueprint.n_parameters,
-            file_type=plan.recipe,
-            template=modelfile.template,
-            system=modelfile.system,
-            params=modelfiles.params_layer(modelfile),
-            messages=modelfile.messages,
-            licenses=modelfile.licenses,
-            renderer=modelfile.renderer,
-            parser=modelfile.parser,
-            requires=modelfile.requires,
-            fallback_template=family.template if family else None,
-        )
-        for number, (plan, path, blob) in enumerate(zip(planned, paths, blobs, strict=True))
-    )
-    prompting = prompting_of(job, prepared, modelfile)
-    expected = prove.expected_prompts(prompting) if prompting.for_ollama and job.proof != "none" else ()
-    bos = prompting.template.bos if prompting.template else ""
-    prompts = tuple(publish.Prompt(messages, text.removeprefix(bos), bos) for messages, text in expected)
-    return publish.Release(*model_name(job, prepared), entries, prompts)
-
-
-def prompting_of(job: Job, prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
-    """Say how the checkpoint prompts, and whether Ollama is told another way."""
-    tokenizer, source = prepared.tokenizer, prepared.source
-    own, texts = tokenizer.chat_template, (tokenizer.bos or "", tokenizer.eos or "")
-    return prove.Prompting(
-        None if own is None else prove.Template(own, tokenizer.tool_template, *texts),
-        go_template=modelfile.template,
-        renderer=modelfile.renderer,
-        tokenizer=source.folder if source.gguf is None else None,
-        for_ollama="ollama" in job.targets,
-    )
-
-
 def proof(
     job: Job, prepared: Prepared, modelfile: Modelfile, items: Sequence[tuple[str, Path, Blob]], log: Log
 ) -> tuple[Check, ...]:
@@ -336,7 +284,7 @@ def proof(
     Raises:
         ProofError: if one is not what was meant, unless the job says to go on.
     """
-    checks = prove.files(job.proof, items, prompting_of(job, prepared, modelfile), log.stage)
+    checks = prove.files(job.proof, items, releases.prompting_of(job, prepared, modelfile), log.stage)
     if job.force:
         for check in (check for check in checks if check.state == "different"):
             log.note(f"published although {check.name} is different: {check.detail}")

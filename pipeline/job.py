@@ -12,6 +12,7 @@ from pipeline import modelfile as modelfiles
 from pipeline import publish, quant
 from pipeline.source import OpenSource, aliases
 from pipeline.tokenizer import Tokenizer
+from pipeline.tuning import Tuning
 from pipeline.types import Source, SourceTensor
 
 DEFAULT_QUANT = "Q4_K_M"
@@ -28,7 +29,7 @@ class Job:
     *requantize* allows to start from quantized weights; *adapter* is the folder of a LoRA adapter to
     merge.  *name* is "model" or "namespace/model"; without it the alias or the repository names the model.  *errors*
     says which rows are compared with the source (a name in measure.LEVELS), *engine* who quantizes (a name for
-    quant.get_engine).  With *force* it is published even if the proof finds a difference.
+    quant.get_engine), *tuning* changes the recipes.  With *force* it is published even if the proof finds a difference.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Job:
     requantize: bool = False
     adapter: Path | None = None
     errors: str = "sample"
+    tuning: Tuning = field(default_factory=Tuning)
     tags: tuple[str, ...] = ()
     latest: bool = True
     again: bool = False
@@ -59,6 +61,18 @@ class Job:
     def tags_of_all(self) -> tuple[str, ...]:
         """Return the tags of all files."""
         return tuple(tag for number in range(len(self.quants)) for tag in self.tags_of(number))
+
+    def wishes(self, source: Source) -> modelfiles.Overrides:
+        """Return what the Modelfile is to say: the user's wishes over those of the alias.
+
+        Raises:
+            UsageError: if the alias's are nothing that Ollama takes.
+        """
+        row = aliases.load().get(source.alias or "")
+        if row is None or not row.modelfile:
+            return self.overrides
+        where = f"{row.origin}, [{row.name}.modelfile]"
+        return self.overrides.over(modelfiles.read_table(row.modelfile, where, row.origin.parent))
 
     def name_of(self, source: Source) -> tuple[str, str]:
         """Give the namespace and the name to publish under: the user's, else the alias or the repository's name.

@@ -8,26 +8,34 @@ from dataclasses import replace
 from pipeline import gguf, quant
 from pipeline.blueprint import PACKED, PRECISIONS, Blueprint, Draft, Finished
 from pipeline.errors import UnsupportedError, UsageError
-from pipeline.types import KV, Plan, PlannedTensor, i32, u16, u32
+from pipeline.tuning import Importance, Tuning
+from pipeline.types import KV, Log, Plan, PlannedTensor, i32, u16, u32
 
 ALIGNMENT = 32
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 AUTO = "auto"
 
+# llama-imatrix leaves them out unless told so.
+_SELDOM_KNOWN = ("output.weight", "token_embd.weight", "per_layer_token_embd.weight")
+
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # ALL_F32, MOSTLY_F16, _BF16, _MXFP4_MOE of llama_ftype
 
 
-def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
+def make_plan(blueprint: Blueprint, recipe: str, tuning: Tuning | None = None) -> Plan:
     """Decide the file that *recipe* ("Q4_K_M" ..., or "auto" for the source's own precision) gives.
 
-    Types follow llama-quantize over the whole ordered list of tensors; the two keys that it rewrites stand last, as it
-    leaves them.
+    *tuning* changes the recipe.  Types follow llama-quantize over the whole ordered list of tensors; the keys that it
+    rewrites stand last, as it leaves them.
 
     Raises:
         UnsupportedError: if the recipe is unknown, a tensor is quantized already, or the source has another alignment
             than the usual.
+        UsageError: if types are so small that they need an importance matrix, or there is nothing to tune.
     """
+    tuning = tuning or Tuning()
+    if blueprint.finished and recipe == blueprint.finished.recipe:
+        _check_untuned(blueprint, tuning)
     if blueprint.finished and recipe == blueprint.finished.recipe and blueprint.finished.path:
         return _as_it_is(blueprint, blueprint.finished)
     _check_alignment(blueprint)
@@ -35,21 +43,77 @@ def make_plan(blueprint: Blueprint, recipe: str) -> Plan:
         return _joined(blueprint, blueprint.finished)
     if recipe == AUTO:
         recipe = blueprint.precision
-        types, file_type = [d.type for d in blueprint.drafts], _FILE_TYPES[recipe]
+        tensors, file_type = _place(blueprint.drafts, [d.type for d in blueprint.drafts]), _FILE_TYPES[recipe]
     else:
         rule = _recipe(recipe)
-        facts = [quant.TensorFacts(d.name, d.shape, d.type) for d in blueprint.drafts]
-        chosen, file_type = quant.assign_types(rule, facts, blueprint.model), rule.file_type
-        types = [d.type if _is_kept(d, blueprint) else t for d, t in zip(blueprint.drafts, chosen, strict=True)]
-    for draft, type_ in zip(blueprint.drafts, types, strict=True):
-        if draft.type != type_ and draft.type not in PRECISIONS:
-            _check_requantize(draft, type_, blueprint.requantize)
+        tensors, file_type = _tensors(blueprint, rule, tuning), rule.file_type
+    own = tuning.importance.metadata() if tuning.importance else ()
+    replaced = {kv.key for kv in own}
     metadata = (
-        *blueprint.metadata,
+        *(kv for kv in blueprint.metadata if kv.key not in replaced),
         u32("general.quantization_version", QUANTIZATION_VERSION),
         u32("general.file_type", file_type),
+        *own,
     )
-    return _file(recipe, metadata, _place(blueprint.drafts, types), blueprint.notes)
+    notes = (*blueprint.notes, *_unknown(tensors, tuning.importance))
+    return replace(_file(recipe, metadata, tensors, notes), tuning=tuning.describe())
+
+
+def _check_untuned(blueprint: Blueprint, tuning: Tuning) -> None:
+    """Refuse options for a file that is taken as it is."""
+    if tuning.describe():
+        raise UsageError(
+            "the GGUF is taken as it is, so that there is nothing to change",
+            where=blueprint.drafts[0].view.sources[0].path if blueprint.drafts else None,
+            found=", ".join(tuning.describe()),
+            hint="say with --quant what to make of it, or leave the options out",
+        )
+
+
+def _tensors(blueprint: Blueprint, recipe: quant.Recipe, tuning: Tuning) -> tuple[PlannedTensor, ...]:
+    """Choose types, and find the importance of each matrix."""
+    drafts, matrix = blueprint.drafts, tuning.importance
+    facts = [quant.TensorFacts(d.name, d.shape, d.type) for d in drafts]
+    chosen = quant.assign_types(recipe, facts, blueprint.model, tuning.effective_options)
+    types = [d.type if _is_kept(d, blueprint) else t for d, t in zip(drafts, chosen, strict=True)]
+    made = []
+    for draft, tensor in zip(drafts, _place(drafts, types), strict=True):
+        if draft.type == tensor.type:
+            made.append(tensor)
+            continue
+        if draft.type not in PRECISIONS:
+            _check_requantize(draft, tensor.type, blueprint.requantize)
+        found = matrix.of(tensor.name, tensor.shape) if matrix else None
+        if found is None and quant.requires_importance(tensor.name, tensor.type, recipe):
+            _refuse_without(tensor, matrix)
+        made.append(replace(tensor, importance=found))
+    return tuple(made)
+
+
+def _refuse_without(tensor: PlannedTensor, matrix: Importance | None) -> None:
+    raise UsageError(
+        f"{tensor.type} is worthless without an importance matrix",
+        where=tensor.name if matrix is None else f"{matrix.path}: no entry for {tensor.name}",
+        hint="make one with `gguf-pipeline imatrix` and give it with --imatrix, or take another quantization",
+    )
+
+
+def _unknown(tensors: Sequence[PlannedTensor], matrix: Importance | None) -> tuple[str, ...]:
+    """Say which matrices are quantized without importance although there is a file of it."""
+    names = [
+        t.name
+        for t in tensors
+        if matrix and t.importance is None and t.type in quant.types() and quant.get(t.type).is_weighted
+        and t.name not in _SELDOM_KNOWN
+    ]  # fmt: skip
+    shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    return (f"the importance matrix knows nothing of {len(names)} tensors: {shown}",) if names else ()
+
+
+def say_notes(planned: Sequence[Plan], known: Sequence[str], log: Log) -> None:
+    """Say what plans note beyond the notes that are *known*."""
+    for note in dict.fromkeys(note for plan in planned for note in plan.notes if note not in known):
+        log.note(note)
 
 
 def split_plan(whole: Plan, max_bytes: int) -> tuple[Plan, ...]:

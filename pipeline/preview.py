@@ -11,12 +11,14 @@ from typing import Any
 
 from pipeline import data, decide, flow, machine, publish, quant
 from pipeline import delivery as deliveries
+from pipeline import release as releases
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
 from pipeline.job import Job, Prepared
 from pipeline.kv_cache import kv_cache_bytes
 from pipeline.plan import make_plan
 from pipeline.store import local_store_root
+from pipeline.tuning import Tuning
 from pipeline.types import Blob, Log, Plan
 
 _CONTEXT = 4096  # tokens
@@ -24,21 +26,28 @@ _SHOWN = 20  # names of dropped tensors
 
 
 def describe_plan(
-    prepared: Prepared, recipe: str, context: int, threads: int = 0, engine: str = quant.AUTO
+    prepared: Prepared,
+    recipe: str,
+    context: int,
+    threads: int = 0,
+    engine: str = quant.AUTO,
+    tuning: Tuning | None = None,
 ) -> dict[str, Any]:
     """Describe the file that *recipe* would give: sizes in bytes, shapes row-major, times in seconds.
 
-    *context*, in tokens, is what the KV cache is estimated for; it never exceeds what the model was trained for.
+    *tuning* changes the recipe.  *context*, in tokens, is what the KV cache is estimated for; it never exceeds what the
+    model was trained for.
     Memory and time are estimates for this machine with *threads* workers of *engine*; "kv_cache_bytes" is None where
     the header does not tell.
     """
-    plan = make_plan(prepared.blueprint, recipe)
+    plan = make_plan(prepared.blueprint, recipe, tuning)
     parameters = prepared.blueprint.n_parameters
     tokens = min(context, prepared.blueprint.context_length or context)
     cache = kv_cache_bytes(prepared.blueprint.model.arch, prepared.blueprint.metadata, tokens)
     return {
         "model": prepared.source.name,
         "recipe": plan.recipe,
+        "tuning": list(plan.tuning),
         "tensors": [
             {"name": t.name, "shape": list(t.shape), "type": t.type, "n_bytes": t.n_bytes} for t in plan.tensors
         ],
@@ -72,16 +81,16 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
         flow.prepare(job.model, log, requantize=job.requantize, adapter=job.adapter) as prepared,
     ):
         job = replace(job, quants=flow.choose_quants(job.quants, prepared))
-        plans = [make_plan(prepared.blueprint, recipe) for recipe in job.quants]
+        plans = [make_plan(prepared.blueprint, recipe, job.tuning) for recipe in job.quants]
         blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
         modelfile = decide.modelfile_of(prepared, job, log)
-        release = flow.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
+        release = releases.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
         for target in targets.values():
             target.check(release.namespace, release.model, job.tags_of_all())
         staging = next(iter(targets.values())).staging_folder
         there = {text: publish.already_there(target, release) for text, target in targets.items()}
         return [
-            describe_plan(prepared, recipe, _CONTEXT, job.threads, job.engine)
+            describe_plan(prepared, recipe, _CONTEXT, job.threads, job.engine, job.tuning)
             | {"disk": str(staging), "disk_free": _disk_free(staging)}
             | {"name": f"{release.namespace}/{release.model}:{recipe}", "tags": job.tags_of(number)}
             | {"targets": [_at_target(text, found[number]) for text, found in there.items()]}

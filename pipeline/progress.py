@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -43,3 +44,21 @@ class Reporter:
         with Progress(*columns, TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task(text, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class Silent:
+    """A log that shows nothing and remembers the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def stage(self, text: str) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Remember it."""
+        self.notes.append(text)
+
+    def bar(self, text: str) -> AbstractContextManager[Callable[[int, int], None]]:  # noqa: ARG002
+        """Show nothing."""
+        return contextlib.nullcontext(lambda _done, _total: None)

@@ -34,6 +34,7 @@ from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import open_source
 from pipeline.store import registry_address
+from pipeline.tuning import Tuning
 from pipeline.types import Blob, Check, Modelfile, Plan, Source
 
 # Settings of a job that change neither a byte nor a name; proof and errors are compared by their level.
@@ -59,10 +60,10 @@ def look_of(job: Job) -> str | None:
 
     It is None where nothing can be told at a glance: a file that changed a moment ago, a model that cannot be opened.
     """
-    wanted = {name: value for name, value in asdict(job).items() if name not in _NO_MATTER}
     try:
         with open_source(job.model, weights="none") as opened:
             source = opened.source
+        wanted = asdict(replace(job, overrides=job.wishes(source), tuning=Tuning()))
     except PipelineError:
         return None  # the work itself will say what is wrong
     own = source.gguf or source.folder
@@ -72,6 +73,8 @@ def look_of(job: Job) -> str | None:
     seen = looks([*roots, *([] if source.commit else [own])])
     if seen is None:
         return None
+    wanted = {name: value for name, value in wanted.items() if name not in _NO_MATTER}
+    wanted["tuning"] = job.tuning.describe()
     values = [__version__, BYTE_VERSION, wanted, asdict(source), registry_address(), seen]
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -93,7 +96,7 @@ def at_a_glance(job: Job, targets: Targets, look: str | None) -> Report | None:
 
 def key_of(plan: Plan) -> str:
     """Return what stands for all that decides the bytes of a planned file, but the weights of its source."""
-    state = hashlib.sha256(f"{BYTE_VERSION} {plan.recipe} {plan.file_bytes} ".encode())
+    state = hashlib.sha256(f"{BYTE_VERSION} {plan.recipe} {plan.file_bytes} {' '.join(plan.tuning)} ".encode())
     if plan.verbatim is None:  # a copy is its source, header and all
         state.update(encode_plan_header(plan.metadata, plan.tensors))
     return state.hexdigest()
@@ -136,16 +139,19 @@ def _last_made(
     found = recognise(source.folder, files, last.sources, is_same_commit=is_same_commit)
     if found is None:
         return None
-    if slot.look != last.look or [one.seen for one in found] != [one.seen for one in last.sources]:
-        last = replace(last, sources=found, look=slot.look)  # the same content that looks otherwise
+    looks_otherwise = slot.look != last.look or [one.seen for one in found] != [one.seen for one in last.sources]
+    if looks_otherwise and len(last.files) == len(keys) and set(last.visible.blobs) == set(job.tags_of_all()):
+        last = replace(last, sources=found, look=slot.look)
         reports.save(last)
-    return last, [made[key] for key in keys]
+    return replace(last, files=tuple(file for file in last.files if file.key in keys)), [made[key] for key in keys]
 
 
 def _is_proven(job: Job, last: Report) -> bool:
     """Whether the last time proved and measured at least what is wanted now."""
     levels, measured = list(prove.LEVELS), list(LEVELS)
-    if last.proof not in levels or last.errors not in measured or any(map(_is_wrong, last.checks)):
+    if last.proof not in levels or last.errors not in measured:
+        return False
+    if not job.force and any(map(_is_wrong, last.checks)):
         return False
     if job.proof != "none" and last.llama_cpp is None and runtime_at_hand() is not None:
         return False  # what could not be run then can be run now
@@ -185,14 +191,14 @@ def make_report(
         sources=sources,
         files=files,
         checks=checks,
-        notes=(*prepared.blueprint.notes, *modelfile.notes),
+        notes=(*dict.fromkeys(note for plan in planned for note in plan.notes), *modelfile.notes),
         targets=delivered,
         visible=shown,
         look=slot.look,
         family=modelfile.family,
         pre_tokenizer=prepared.tokenizer.pre,
         tokenizer=reports.describe_tokenizer(prepared.blueprint.metadata),
-        proof=job.proof,
+        proof="none" if job.proof == "none" else "quick",
         errors=job.errors,
         sample_every=meter.every if meter else None,
         llama_cpp=None if job.proof == "none" else runtime_at_hand(),

@@ -12,7 +12,7 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +50,7 @@ class PublishedFile:
 
     *name* is its full name at the first target, *manifest* that manifest's digest, *size* in bytes; *types* counts
     tensors by type; *tensors* are in the order of the file.  *key* stands for all that decided its bytes but the
-    source's weights.
+    source's weights; *tuning* says how the recipe was changed.
     """
 
     name: str
@@ -61,6 +61,7 @@ class PublishedFile:
     types: dict[str, int]
     tensors: tuple[TensorRow, ...]
     key: str = ""
+    tuning: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def describe_file(
         TensorRow(t.name, t.type, t.shape, t.n_bytes, error) for t, error in zip(plan.tensors, found, strict=True)
     )
     types = dict(Counter(tensor.type for tensor in plan.tensors))
-    return PublishedFile(name, manifest, plan.recipe, blob.digest, blob.size, types, rows, key)
+    return PublishedFile(name, manifest, plan.recipe, blob.digest, blob.size, types, rows, key, plan.tuning)
 
 
 def describe_tokenizer(metadata: Sequence[KV]) -> dict[str, Any]:
@@ -313,9 +314,23 @@ def _all(values: Any, check: Callable[[dict[str, Any]], bool]) -> bool:
 
 def find(manifest: str) -> dict[str, Any] | None:
     """Return the newest report of the publication whose manifest has this digest ("sha256:..."), or None."""
+    return next((values for values in _newest_first() if manifest in _manifests(values)), None)
+
+
+def by_manifest() -> dict[str, dict[str, Any]]:
+    """Return the newest report of every publication, by the digest of its manifest."""
+    found: dict[str, dict[str, Any]] = {}
+    for values in _newest_first():
+        for manifest in _manifests(values):
+            found.setdefault(manifest, values)
+    return found
+
+
+def _newest_first() -> Iterator[dict[str, Any]]:
     for path in sorted(reports_folder().glob("*.json"), key=lambda one: one.stat().st_mtime, reverse=True):
         with contextlib.suppress(FormatError, UsageError):
-            values = load(path)
-            if any(file["manifest"] == manifest for file in values["files"]):
-                return values
-    return None
+            yield load(path)
+
+
+def _manifests(values: dict[str, Any]) -> list[str]:
+    return [file["manifest"] for file in values["files"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -170,7 +170,7 @@ class PlannedTensor:
 
     *shape* is row-major; GGUF stores it reversed (ne0 first).  *type* is a ggml type name ("Q4_K").  *view* says where
     its values come from; None where only the header matters.  *offset* is relative to the start of the data section
-    and a multiple of 32.
+    and a multiple of 32.  *importance*, float32 (n_matrices, n_cols), weighs the columns of each matrix.
     """
 
     name: str
@@ -179,6 +179,7 @@ class PlannedTensor:
     n_bytes: int
     offset: int
     view: View | None = None
+    importance: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def n_cols(self) -> int:
@@ -199,7 +200,8 @@ class Plan:
     """A whole GGUF file, decided before a weight is read.
 
     *tensors* are in file order.  *data_start* is the absolute offset of the data section (the header, padded),
-    *file_bytes* the exact size of the file.  *verbatim* is a GGUF that the file is a copy of, byte by byte.
+    *file_bytes* the exact size of the file.  *verbatim* is a GGUF that the file is a copy of, byte by byte.  *tuning*
+    says in a few lines how the recipe was changed.
     """
 
     recipe: str
@@ -209,6 +211,7 @@ class Plan:
     file_bytes: int
     notes: tuple[str, ...] = ()
     verbatim: Path | None = None
+    tuning: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

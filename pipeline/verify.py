@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline import flow, quant
 from pipeline import plan as plans
+from pipeline import report as reports
 from pipeline.blueprint import Blueprint
 from pipeline.checkpoint import TensorReader
 from pipeline.encode import derive
@@ -22,7 +23,9 @@ from pipeline.errors import ProofError, UsageError
 from pipeline.gguf import GgufFile, GgufTensor, read_gguf
 from pipeline.provenance import weights_of
 from pipeline.source import OpenSource
-from pipeline.store import Name, Store
+from pipeline.store import Manifest, Name, Store
+from pipeline.store.blobs import hash_bytes
+from pipeline.tuning import Tuning
 from pipeline.types import KV, Check, Log, Plan, PlannedTensor
 
 SAMPLE = 16
@@ -74,14 +77,20 @@ class Verification:
 
 
 def verify_publication(store: Store, name: Name, verification: Verification) -> Verification:
-    """Hash a publication's blobs too; their check comes first."""
+    """Read the manifest and hash the blobs that it names too; these checks come first."""
+    data = store.manifest_bytes(name)
+    made = Manifest.from_bytes(data, store.manifest_path(name))
+    digest = hash_bytes(data).digest
+    known = reports.find(digest)
+    said = f"as {known['path']} says" if known else "no report tells of it"
     found = list(store.verify(name))
     bad = [f"{one.layer.blob.digest} is {one.found}" for one in found if not one.ok]
     total = sum(one.layer.blob.size for one in found)
-    detail = "; ".join(bad) or f"{len(found)} blobs, {total:,} bytes"
-    return replace(
-        verification, checks=(Check("blobs", "different" if bad else "proven", detail), *verification.checks)
+    checks = (
+        Check("manifest", "proven", f"{digest}, {len(made.all_layers)} blobs; {said}"),
+        Check("blobs", "different" if bad else "proven", "; ".join(bad) or f"{len(found)} blobs, {total:,} bytes"),
     )
+    return replace(verification, checks=(*checks, *verification.checks))
 
 
 def verify_file(path: Path) -> Verification:
@@ -103,6 +112,7 @@ def verify_against(
     threads: int = 0,
     engine: str = quant.AUTO,
     adapter: Path | None = None,
+    tuning: Tuning | None = None,
 ) -> Verification:
     """Derive the file at *path* again from *model* and compare: the header, the plan, and the bytes of some tensors.
 
@@ -115,6 +125,7 @@ def verify_against(
         threads: worker threads; 0 means one for each core.
         engine: what quantizes (see quant.get_engine).
         adapter: a LoRA adapter that was merged into the source.
+        tuning: how the recipe was changed.
 
     Raises:
         PipelineError: if the file or the source is bad; a difference is an answer, not an error.
@@ -124,7 +135,7 @@ def verify_against(
         raise UsageError("a sample has at least one matrix", found=sample)
     file = read_gguf(path)
     with flow.prepare(model, log, "stream", requantize=True, adapter=adapter) as prepared:
-        plan = _plan_of(file, prepared.blueprint)
+        plan = _plan_of(file, prepared.blueprint, tuning or Tuning())
         header = compare_headers(file, plan, is_folder=prepared.source.repository is None)
         checks = (_read(file), header, _layout(file, plan))
         if checks[-1].state == "different":
@@ -151,12 +162,14 @@ def _read(file: GgufFile) -> Check:
     return Check("file", "proven", f"{len(file.tensors)} tensors, {len(file.metadata)} keys, read strictly")
 
 
-def _plan_of(file: GgufFile, blueprint: Blueprint) -> Plan:
+def _plan_of(file: GgufFile, blueprint: Blueprint, tuning: Tuning) -> Plan:
     """Plan the file that *blueprint* gives by the recipe that *file* seems to follow."""
     file_type = file.value("general.file_type")
     names = [name for name, recipe in quant.recipes().items() if recipe.file_type == file_type]
     own = blueprint.finished.recipe if blueprint.finished else plans.AUTO
-    planned = [plans.make_plan(blueprint, name) for name in (*names, own)]
+    planned = [plans.make_plan(blueprint, name, tuning) for name in names]
+    if not tuning.describe():
+        planned.append(plans.make_plan(blueprint, own))
     types = [tensor.type for tensor in file.tensors]
     return next((plan for plan in planned if [t.type for t in plan.tensors] == types), planned[0])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline import crash
 
 _SUFFIX = ".part"
+_DIGITS = 12
 
 
 def open_beside(path: Path) -> tuple[Path, int]:
@@ -92,7 +93,7 @@ def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     """Sweep what killed writers of *path* left, and lock what *make* opens under a new name beside it."""
     _sweep(path)
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(_DIGITS // 2)}{_SUFFIX}")
         fd = make(temporary)
         with suppress(OSError):  # a disk without locks
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -102,7 +103,7 @@ def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
 
 
 def _sweep(path: Path) -> None:
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * _DIGITS}{_SUFFIX}"):
         with suppress(OSError):
             fd = os.open(left, os.O_RDONLY | os.O_CLOEXEC)
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from pipeline import blueprint, data, flow, provenance, record
 from pipeline.checkpoint import open_checkpoint
 from pipeline.cli import main
+from pipeline.serve import BackgroundServer, Settings
 from pipeline.store import Manifest, Store, local_name
 
 Publish = Callable[..., dict[str, Any]]
@@ -221,6 +222,26 @@ def test_what_the_target_holds_counts(what: str, publish: Publish, tmp_path: Pat
     DAMAGE[what](store)
     assert publish()["state"] == "published"
     assert all(found.ok for entry in store.list() for found in store.verify(entry.name))
+
+
+@pytest.fixture(params=["registry", "folder"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A target that is not the local store: a registry on the network, and a folder for any web server."""
+    if request.param == "folder":
+        yield f"static:{tmp_path / 'elsewhere'}"
+        return
+    monkeypatch.setenv("GGUF_PIPELINE_REGISTRY_TOKEN", "t" * 20)
+    with BackgroundServer(Store(tmp_path / "elsewhere"), settings=Settings(token="t" * 20)) as server:
+        yield f"http://{server.registry}"
+
+
+@pytest.mark.usefixtures("settled")
+def test_what_another_target_holds_counts(publish: Publish, elsewhere: str, tmp_path: Path) -> None:
+    """A registry and a folder are asked as well: unchanged while all is there, made again when a blob is gone."""
+    assert [publish("--to", elsewhere)["state"] for _ in range(2)] == ["published", "unchanged"]
+    gguf = max((path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    gguf.unlink()
+    assert [publish("--to", elsewhere)["state"] for _ in range(2)] == ["published", "unchanged"]
 
 
 @pytest.mark.usefixtures("settled")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import FormatError
-from pipeline.strict_json import parse_object, read_json, read_object, read_optional
+from pipeline.strict_json import has_file, parse_object, read_bytes, read_json, read_object, read_optional
 
 
 def test_reads_what_python_writes(tmp_path: Path) -> None:
@@ -59,3 +60,20 @@ def test_constants_where_python_writes_them(tmp_path: Path) -> None:
 def test_an_absent_file_is_an_empty_object(tmp_path: Path) -> None:
     """Optional files give nothing where they are missing."""
     assert read_optional(tmp_path / "no.json") == {}
+
+
+def test_only_files_are_read(tmp_path: Path) -> None:
+    """A pipe does not block, a device does not fill the memory, and a broken link is no missing file."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "broken").symlink_to("nothing")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "file").write_bytes(b"{}")
+    for name in ("pipe", "device", "folder"):
+        with pytest.raises(FormatError, match=r"is not a file|cannot be read"):
+            read_bytes(tmp_path / name, 1000)
+    for name in ("pipe", "device", "folder", "broken"):
+        with pytest.raises(FormatError, match="is not a file"):
+            has_file(tmp_path / name)
+    assert [has_file(tmp_path / name) for name in ("file", "link", "none")] == [True, True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -34,6 +35,20 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
+    """A size as llama-gguf-split takes it: 500M and 2G are millions and thousands of millions of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        found = re.fullmatch(r"([1-9][0-9]{0,8})([MG])B?", str(value), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size: expected a whole number with a unit, such as 500M or 2G", param, ctx)
+        return int(found[1]) * {"M": 10**6, "G": 10**9}[found[2].upper()]
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 threads_option = click.option(
@@ -98,7 +113,8 @@ def recipes(text: str | None) -> tuple[str, ...]:
 
     if text is None:
         return ()
-    names = tuple(dict.fromkeys(part.strip().upper() for part in text.split(",") if part.strip()))
+    given = (part.strip().upper() for part in text.split(",") if part.strip())
+    names = tuple(dict.fromkeys(quant.ALIASES.get(name, name) for name in given))
     unknown = [name for name in names if name not in quant.recipes()]
     if unknown or not names:
         raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,10 @@ from pipeline.commands._common import (
     reporter,
     threads_option,
 )
+from pipeline.commands._tuning import tuning_options
+
+if TYPE_CHECKING:
+    from pipeline.tuning import Tuning
 
 
 @click.command()
@@ -95,13 +99,14 @@ def _find_report(what: str) -> tuple[dict[str, Any], str | None]:
     help="Derive so many matrices again, and all vectors.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses them.")
+@tuning_options
 @adapter_option
 @threads_option
 @engine_option
 @json_option
 def verify(
     what: str, source: str | None, every: bool, sample: int, seed: int, adapter: Path | None, threads: int,
-    engine: str, as_json: bool,
+    engine: str, as_json: bool, tuning: Tuning,
 ) -> None:  # fmt: skip
     """Prove a GGUF: read it strictly, hash a publication's blobs, and derive tensors again from the source."""
     from pipeline import verify as proofs
@@ -113,7 +118,7 @@ def verify(
     else:
         log, n = reporter(quiet=as_json), None if every else sample
         found = proofs.verify_against(
-            path, source, log, sample=n, seed=seed, threads=threads, engine=engine, adapter=adapter
+            path, source, log, sample=n, seed=seed, threads=threads, engine=engine, adapter=adapter, tuning=tuning
         )
     if model is not None:
         found = proofs.verify_publication(*model, found)

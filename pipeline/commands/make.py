@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.commands._common import (
+    SizeType,
     adapter_option,
     engine_option,
     json_option,
@@ -21,31 +21,20 @@ from pipeline.commands._common import (
     threads_option,
 )
 from pipeline.commands._modelfile import modelfile_options
+from pipeline.commands._tuning import tuning_options
 
 if TYPE_CHECKING:
     from pipeline.modelfile import Overrides
     from pipeline.parts import Written
+    from pipeline.tuning import Tuning
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
-    """A size as llama-gguf-split takes it: 500M and 2G are millions and thousands of millions of bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes."""
-        found = re.fullmatch(r"([1-9][0-9]{0,8})([MG])B?", str(value), re.IGNORECASE)
-        if found is None:
-            self.fail(f"{value!r} is no size: expected a whole number with a unit, such as 500M or 2G", param, ctx)
-        return int(found[1]) * {"M": 10**6, "G": 10**9}[found[2].upper()]
 
 
 _split_option = click.option(
     "--split-size",
     "part_bytes",
-    type=_Size(),
+    type=SizeType(),
     metavar="SIZE",
     help="Split into files with so much of the tensors at most (500M, 2G), as llama-gguf-split does; for llama.cpp.",
 )
@@ -61,8 +50,8 @@ _split_option = click.option(
     default=("local",),
     show_default="local",
     metavar="TARGET",
-    help="local (our registry's folder), ollama (Ollama's store), a registry: http(s)://HOST[:PORT], or static:DIR; "
-    "may be given more than once.",
+    help="local (our registry's folder), ollama, http(s)://HOST[:PORT], static:DIR or hf:ORG/NAME[+private]; may be "
+    "given more than once.",
 )
 @click.option(
     "--name", metavar="[NS/]MODEL", help="Publish under this name; default: the alias or the repository's name."
@@ -78,10 +67,10 @@ _split_option = click.option(
 @click.option("--again", is_flag=True, help="Make and publish it even if the target has just this already.")
 @click.option(
     "--proof",
-    type=click.Choice(["none", "quick"]),
+    type=click.Choice(["none", "quick", "full"]),
     default="quick",
     show_default=True,
-    help="What to check afterwards.",
+    help="What to check; full pulls back what was published, as Ollama does, and asks it a question.",
 )
 @click.option(
     "--errors",
@@ -92,6 +81,7 @@ _split_option = click.option(
 )
 @click.option("--force", is_flag=True, help="Publish even if the proof finds a difference; the report keeps it.")
 @click.option("--dry-run", is_flag=True, help="Show what would be published, and write nothing.")
+@tuning_options
 @requantize_option
 @adapter_option
 @modelfile_options
@@ -102,16 +92,17 @@ def publish(
     model: str, quant: str | None, targets: tuple[str, ...], name: str | None, tags: tuple[str, ...], latest: bool,
     again: bool, proof: str, errors: str, force: bool, dry_run: bool, requantize: bool, adapter: Path | None,
     overrides: Overrides, with_template: bool, templates: Path | None, threads: int, engine: str, as_json: bool,
+    tuning: Tuning,
 ) -> None:  # fmt: skip
     """Package MODEL and publish it for `ollama pull`."""
-    from pipeline import flow
+    from pipeline import pull_back
     from pipeline.commands import _show
     from pipeline.job import Job
 
     job = Job(
         model, recipes(quant), targets=targets, name=name, tags=tags, latest=latest, again=again, proof=proof,
         errors=errors, threads=threads, with_template=with_template, templates=templates, requantize=requantize,
-        adapter=adapter, overrides=overrides, force=force, engine=engine,
+        adapter=adapter, overrides=overrides, force=force, engine=engine, tuning=tuning,
     )  # fmt: skip
     log = reporter(quiet=as_json)
     if dry_run:
@@ -121,7 +112,7 @@ def publish(
         print_json(would) if as_json else _show.preview(would)
         refuse_impossible(would)
         return
-    report = flow.package(job, log)
+    report = pull_back.package(job, log)
     print_json(report.as_dict()) if as_json else _show.report(report)
 
 
@@ -131,21 +122,16 @@ def publish(
 @click.option(
     "--ctx", type=click.IntRange(1), default=4096, show_default=True, help="Context for the memory figure, in tokens."
 )
+@tuning_options
 @requantize_option
 @adapter_option
 @threads_option
 @engine_option
 @json_option
 def plan(
-    model: str,
-    quant: str | None,
-    ctx: int,
-    requantize: bool,
-    adapter: Path | None,
-    threads: int,
-    engine: str,
-    as_json: bool,
-) -> None:
+    model: str, quant: str | None, ctx: int, requantize: bool, adapter: Path | None, threads: int, engine: str,
+    as_json: bool, tuning: Tuning,
+) -> None:  # fmt: skip
     """Show what would be written: every tensor's type, the exact size, the disk, memory and time needed."""
     from pipeline import flow
     from pipeline.commands import _show
@@ -153,7 +139,9 @@ def plan(
 
     quants = recipes(quant)
     with flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter) as prepared:
-        shown = [describe_plan(prepared, name, ctx, threads, engine) for name in flow.choose_quants(quants, prepared)]
+        shown = [
+            describe_plan(prepared, name, ctx, threads, engine, tuning) for name in flow.choose_quants(quants, prepared)
+        ]
     if as_json:
         refusals = [str(problem) for problem in problems(shown)]
         print_json([one | {"refusals": refusals} for one in shown])
@@ -193,15 +181,16 @@ def convert(
 @click.command()
 @click.argument("gguf", type=click.Path(dir_okay=False, exists=True, path_type=Path))
 @click.option("-o", "--output", type=_FILE, required=True, help="The GGUF to write.")
-@click.option("--quant", required=True, metavar="Q", help="The quantization, such as Q4_K_M.")
+@click.option("--quant", metavar="Q", help="The quantization, such as Q4_K_M.")
+@tuning_options
 @requantize_option
 @_split_option
 @threads_option
 @engine_option
 @json_option
 def quantize(
-    gguf: Path, output: Path, quant: str, requantize: bool, part_bytes: int | None, threads: int, engine: str,
-    as_json: bool,
+    gguf: Path, output: Path, quant: str | None, requantize: bool, part_bytes: int | None, threads: int, engine: str,
+    as_json: bool, tuning: Tuning,
 ) -> None:  # fmt: skip
     """Quantize a GGUF into the bytes that llama-quantize would write; of a split model, name any part."""
     from pipeline import flow
@@ -209,10 +198,10 @@ def quantize(
 
     names = recipes(quant)
     if len(names) != 1:
-        raise UsageError("quantize writes one file", expected="one quantization", found=quant)
+        raise UsageError("quantize writes one file", expected="one quantization, with --quant or --recipe", found=quant)
     log = reporter(quiet=as_json)
     made = flow.quantize(
-        gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes, engine=engine
+        gguf, output, names[0], log, threads, requantize=requantize, part_bytes=part_bytes, engine=engine, tuning=tuning
     )
     _written(made, as_json)
 

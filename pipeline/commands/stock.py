@@ -44,40 +44,53 @@ def _answer(conversation: Conversation, text: str) -> None:
 
 
 @click.command("list")
+@click.argument("patterns", metavar="[REF]...", nargs=-1)
 @json_option
-def list_(as_json: bool) -> None:
-    """List the published models."""
+def list_(patterns: tuple[str, ...], as_json: bool) -> None:
+    """List the published models, or those of REFs, which may have * in them: name, id, quantization, size, source."""
+    from pipeline.inventory import inventory
     from pipeline.store import Store, local_store_root
 
     store = Store(local_store_root())
-    entries = store.list()
+    items = inventory(store, patterns)
     for problem in store.problems():
         click.echo(f"warning: {problem.path} names no model: {problem.reason}", err=True)
     if as_json:
-        print_json(
-            [
-                {"name": str(e.name), "digest": e.digest, "size": e.size, "modified": e.modified.isoformat()}
-                for e in entries
-            ]
-        )
+        print_json([item.as_dict() for item in items])
         return
-    if not entries:
+    if not items:
         click.echo("nothing is published yet; `gguf-pipeline publish demo` makes a start", err=True)
-    width = max((len(str(e.name)) for e in entries), default=0)
-    for e in entries:
-        click.echo(f"{e.name!s:<{width}}  {e.id}  {size(e.size):>10}  {e.modified:%Y-%m-%d %H:%M}")
+        return
+    width = max(len(str(item.name)) for item in items)
+    for one in items:
+        shared = f"({size(one.shared)} shared)" if one.shared else ""
+        columns = f"{one.name!s:<{width}}  {one.id}  {one.quantization or '':<8} {size(one.size):>10} {shared:<18}"
+        click.echo(f"{columns} {one.modified.astimezone():%Y-%m-%d %H:%M}  {one.origin}".rstrip())
 
 
 @click.command()
-@click.argument("refs", nargs=-1, required=True)
-def rm(refs: tuple[str, ...]) -> None:
-    """Remove published models (REFs as `list` shows them) and the blobs nobody else uses."""
-    from pipeline.store import Store, local_name, local_store_root
+@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@json_option
+def rm(refs: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Remove published models and the blobs nobody else uses.
+
+    A REF is a name as `list` shows it, or one with * in it, in quotes: 'demo:*'.  If one is not there, nothing is
+    removed.
+    """
+    from pipeline.inventory import choose
+    from pipeline.store import Store, local_store_root
 
     store = Store(local_store_root())
-    for name in [local_name(ref) for ref in refs]:
-        removed = store.remove(name)
-        click.echo(f"removed {name} ({len(removed)} blobs, {size(sum(b.size for b in removed))})")
+    names = choose(store, refs)
+    blobs = store.remove(*names, waiting=lambda text: click.echo(text, err=True), dry_run=dry_run)
+    freed = sum(blob.size for blob in blobs)
+    if as_json:
+        print_json({"names": [str(name) for name in names], "blobs": len(blobs), "size": freed, "removed": not dry_run})
+        return
+    for name in names:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {name}")
+    click.echo(f"{size(freed)} {'would be' if dry_run else 'are'} free again ({len(blobs)} blobs)")
 
 
 @click.command()

@@ -1,6 +1,7 @@
 """Chat families: one file templates/chat/<name>.j2 each.
 
-A file starts with a Jinja comment that holds TOML, and goes on with the Go template for Ollama in a raw block:
+A file starts with a Jinja comment that holds TOML.  Where a Go template can say what the checkpoint's own says, it
+follows in a raw block:
 
     {#
     name = "chatml"                             # the file's own name
@@ -36,13 +37,13 @@ class Family:
     """Checkpoints whose chat templates are alike.
 
     *match* are literal texts, all of which stand in such a template; *stops* end a turn; *sampling* are defaults below
-    generation_config.json; *template* is the Go template for Ollama.
+    generation_config.json; *template* is the Go template for Ollama, None where only the checkpoint's own will do.
     """
 
     name: str
     match: tuple[str, ...]
     stops: tuple[str, ...]
-    template: str
+    template: str | None
     path: Path
     sampling: tuple[tuple[str, int | float | bool | str], ...] = field(default=())
 
@@ -62,8 +63,10 @@ def families(extra_dir: Path | None = None) -> dict[str, Family]:
 def match_family(chat_template: str | None, families: Mapping[str, Family]) -> Family | None:
     """Find the family of a checkpoint's chat template; of several, the one with most markers.
 
+    Where two of the shipped ones have equally many, the template is of none.
+
     Raises:
-        FormatError: if two families match with equally many markers.
+        FormatError: if a family of the user's own matches with as many markers as another.
     """
     if chat_template is None:
         return None
@@ -72,6 +75,9 @@ def match_family(chat_template: str | None, families: Mapping[str, Family]) -> F
         return None
     most = max(len(f.match) for f in found)
     first, *others = [f for f in found if len(f.match) == most]
+    shipped = data.path("templates")
+    if others and all(f.path.is_relative_to(shipped) for f in (first, *others)):
+        return None
     if others:
         raise FormatError(
             "two chat families fit this checkpoint equally well",
@@ -133,7 +139,7 @@ def _sampling(path: Path, table: Any) -> tuple[tuple[str, int | float | bool | s
     return tuple(_parameters.checked(k, v, where=str(path), error=FormatError) for k, v in table.items())
 
 
-def _body(path: Path, text: str) -> str:
+def _body(path: Path, text: str) -> str | None:
     try:
         body = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(text).render()  # noqa: S701
     except jinja2.TemplateError as exc:
@@ -143,6 +149,4 @@ def _body(path: Path, text: str) -> str:
             found=str(exc),
             hint="wrap it in {%- raw -%} and {%- endraw -%}",
         ) from exc
-    if not body.strip():
-        raise FormatError("a chat family holds no Go template", where=path)
-    return body
+    return body if body.strip() else None

@@ -3,6 +3,8 @@
 from pipeline.prove._quick import LEVELS, files, refuse_differences
 from pipeline.prove._runs import Prompting, expected_prompts
 from pipeline.prove._template import Template
+from pipeline.prove.answer import answer_of
+from pipeline.prove.conversations import Setting
 from pipeline.prove.tokenizer import Comparison, Difference, compare_keys
 
 __all__ = [
@@ -10,7 +12,9 @@ __all__ = [
     "Comparison",
     "Difference",
     "Prompting",
+    "Setting",
     "Template",
+    "answer_of",
     "compare_keys",
     "expected_prompts",
     "files",

@@ -14,7 +14,7 @@ from pipeline.prove._runs import Item, Prompting, runs
 from pipeline.store import hash_file
 from pipeline.types import Blob, Check
 
-LEVELS = ("none", "quick")
+LEVELS = ("none", "quick", "full")  # the last pulls back, after the publication; here it is as quick
 
 
 def files(

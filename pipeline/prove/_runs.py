@@ -12,7 +12,7 @@ from pipeline.prove._ollama import ollama_check
 from pipeline.prove._reference import Reference, open_reference
 from pipeline.prove._template import Rendered, Template
 from pipeline.prove._tokens import Tokens
-from pipeline.prove.conversations import Message, abilities, askable
+from pipeline.prove.conversations import BARE, Message, Setting, abilities, askable
 from pipeline.prove.prompts import LlamaServer, compare_prompts, refuses_all, render_all
 from pipeline.prove.tokenizer import compare_session
 from pipeline.runtime import BUILD_HINT, ChatSession, open_runtime, runtime_at_hand
@@ -32,7 +32,8 @@ class Prompting:
     *template* is its own chat template.  *go_template* is a TEMPLATE that the publication brings, which Ollama may
     render instead.  *tokenizer* is the folder of the checkpoint's own tokenizer, None for a GGUF.  *for_ollama* says
     that the model goes straight into this machine's Ollama, which can be asked.  *renderer* is a part of Ollama that
-    the publication names, which makes prompts instead of any template.
+    the publication names, which makes prompts instead of any template.  *setting* is what it says before every
+    conversation.
     """
 
     template: Template | None
@@ -40,6 +41,7 @@ class Prompting:
     renderer: str | None = None
     tokenizer: Path | None = None
     for_ollama: bool = False
+    setting: Setting = BARE
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _cuts_and_prompts(
         prompts = Check("prompt", "not checked", "Ollama may render the TEMPLATE instead of the model's own")
     if not prompting.for_ollama:
         return [check, prompts]
-    asked = ollama_check(prompting.template, metadata, engine.texts, tokens, rendered, prompting.go_template)
+    asked = ollama_check(prompting.template, metadata, engine.texts, tokens, prompting.go_template, prompting.setting)
     return [check, prompts, asked]
 
 

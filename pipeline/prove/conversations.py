@@ -6,7 +6,7 @@ Messages are as transformers takes them: arguments of tool calls are objects, ea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.store import gojson
@@ -39,6 +39,27 @@ class Conversation:
         in_turn = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns))
         texts = [message["content"] for message in self.messages]
         return in_turn and not self.needs and all(text and text == text.strip() for text in texts)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a publication says before every conversation: its system prompt, and messages of (role, content)."""
+
+    system: str | None = None
+    messages: tuple[tuple[str, str], ...] = ()
+
+    def around(self, conversation: Conversation) -> Conversation:
+        """Make what Ollama makes of a conversation in this setting (`ChatHandler`, server/routes.go).
+
+        The system prompt goes before all, unless the conversation brings one.
+        """
+        has_own = conversation.messages[0]["role"] == "system"
+        first = (_system(self.system),) if self.system and not has_own else ()
+        said = tuple({"role": role, "content": content} for role, content in self.messages)
+        return replace(conversation, messages=(*first, *said, *conversation.messages))
+
+
+BARE = Setting()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,16 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.prove._prompt_limits import PROMPT_LIMITS, Case, PromptLimit
 from pipeline.prove._template import Rendered, Template
 from pipeline.prove._tokens import Tokens, first_difference
-from pipeline.prove.conversations import Conversation, abilities, askable, handed_on, server_request
+from pipeline.prove.conversations import (
+    BARE,
+    Conversation,
+    Inputs,
+    Setting,
+    abilities,
+    askable,
+    handed_on,
+    server_request,
+)
 from pipeline.prove.prompt import TemplateRaised
 from pipeline.runtime import ChatSession
 from pipeline.types import Check
@@ -38,6 +47,10 @@ class Engine(Protocol):
     def texts(self) -> tuple[str, str]:
         """What it takes for the texts of BOS and EOS."""
 
+    @property
+    def setting(self) -> Setting:
+        """What it says before every conversation."""
+
     def render(self, conversation: Conversation) -> str:
         """Give the prompt; InputError if the engine refuses."""
 
@@ -49,6 +62,7 @@ class LlamaServer:
     session: ChatSession
     able: frozenset[str]
     name: str = "llama.cpp"
+    setting: Setting = BARE
 
     @cached_property
     def texts(self) -> tuple[str, str]:
@@ -165,7 +179,7 @@ def compare_prompts(
         ToolError: if the engine fails.
     """
     conversations = askable(abilities(template.source))
-    expected = render_all(template) if expected is None else expected
+    expected = render_all(template, engine.setting) if expected is None else expected
     if plain:
         chosen = [one.is_plain for one in conversations]
         conversations, expected = list(compress(conversations, chosen)), list(compress(expected, chosen))
@@ -185,10 +199,10 @@ def compare_prompts(
     )
 
 
-def render_all(template: Template) -> list[Rendered]:
-    """Render all conversations that a model with *template* can be asked; see `Template.render`."""
+def render_all(template: Template, setting: Setting = BARE) -> list[Rendered]:
+    """Render all conversations that a model with *template* can be asked in a *setting*; see `Template.render`."""
     able = abilities(template.source)
-    return template.render([handed_on(conversation, able) for conversation in askable(able)], datetime.now())
+    return template.render([handed_on(setting.around(one), able) for one in askable(able)], datetime.now())
 
 
 def refuses_all(rendered: Sequence[Rendered]) -> PipelineError | None:
@@ -225,7 +239,7 @@ class _Trial:
             again = [one for one in conversations if one.name in result and not result[one.name].limits]
             if not again or not self._is_timely:
                 break
-            fresh = self._template.render([handed_on(one, self._able) for one in again], datetime.now())
+            fresh = self._template.render([self._handed(one) for one in again], datetime.now())
             result = {name: one for name, one in result.items() if one.limits} | self._differences(again, fresh)
         return result
 
@@ -238,6 +252,9 @@ class _Trial:
         limits = self._explain(different)
         made = {one.name: self._difference(one, ours, theirs, limits) for one, ours, theirs in triples}
         return {name: one for name, one in made.items() if one is not None}
+
+    def _handed(self, conversation: Conversation) -> Inputs:
+        return handed_on(self._engine.setting.around(conversation), self._able)
 
     def _found(self, conversation: Conversation) -> Rendered:
         try:
@@ -297,9 +314,7 @@ class _Trial:
         self, conversation: Conversation, found: Rendered, now: datetime, n: int
     ) -> Iterator[tuple[str, tuple[str, ...], Rendered, Case]]:
         """Give sets of *n* limits, with the engine's prompt and our case in which they are taken out."""
-        untouched = Case(
-            self._template, handed_on(conversation, self._able), now, self._engine.texts, self._engine.name
-        )
+        untouched = Case(self._template, self._handed(conversation), now, self._engine.texts, self._engine.name)
         answers = [(conversation, found)]
         for group in combinations([row for row in PROMPT_LIMITS if _matters(row, conversation, untouched)], n):
             asked = conversation
@@ -307,7 +322,7 @@ class _Trial:
                 asked = row.avoid(asked)
             if all(asked != other for other, _ in answers):
                 answers.append((asked, self._found(asked)))
-            case = replace(untouched, inputs=handed_on(asked, self._able))
+            case = replace(untouched, inputs=self._handed(asked))
             for row in group:
                 case = row.repair(case)
             answer = next(answer for other, answer in answers if other == asked)

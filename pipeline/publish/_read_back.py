@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol
 
+from pipeline.errors import FormatError
 from pipeline.store import Manifest, Name
 from pipeline.store.blobs import hash_bytes
 from pipeline.store.manifest import MODEL
@@ -22,6 +24,20 @@ class Readable(Protocol):
 
     def blob_bytes(self, name: Name, blob: Blob) -> bytes:
         """Return a small blob of *name*."""
+
+
+def present(place: Readable, names: Iterable[Name]) -> dict[str, tuple[Blob, ...]]:
+    """Return by tag the blobs that *names*, which are there, name in *place*: see `PublishTarget.published`.
+
+    A manifest that is none names nothing.
+    """
+    found = {}
+    for name in names:
+        with suppress(FormatError):
+            layers = Manifest.from_bytes(place.manifest_bytes(name), name).all_layers
+            blobs = (layer.blob for layer in layers)
+            found[name.tag] = tuple(blob for blob in blobs if place.blob_size(name, blob.digest) == blob.size)
+    return found
 
 
 def read_back(place: Readable, made: Sequence[tuple[Name, Manifest]]) -> tuple[Check, ...]:

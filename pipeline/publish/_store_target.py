@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 
 from pipeline import data
 from pipeline.errors import FormatError
 from pipeline.publish import _layers
-from pipeline.publish._read_back import read_back
+from pipeline.publish._read_back import present, read_back
 from pipeline.publish._release import Release, ReleaseEntry
 from pipeline.publish._staged import StagedTarget
 from pipeline.store import Manifest, Name, Store
@@ -29,13 +28,7 @@ class StoreTarget(StagedTarget):
     def published(self, namespace: str, model: str, tags: Sequence[str]) -> Mapping[str, tuple[Blob, ...]]:
         """Say what the tags name now; see `PublishTarget.published`."""
         there = [name for name in self.names(namespace, model, tags) if self.store.manifest_path(name).is_file()]
-        return {name.tag: tuple(self._blobs(name)) for name in there}
-
-    def _blobs(self, name: Name) -> Iterator[Blob]:
-        with suppress(FormatError):  # a file that is no manifest names nothing
-            for layer in self.store.read_manifest(name).all_layers:
-                if self.store.has(layer.blob.digest, layer.blob.size):
-                    yield layer.blob
+        return present(StoreReader(self.store), there)
 
     def write(self, release: Release, log: Log) -> tuple[tuple[Name, ...], tuple[str, ...], tuple[Check, ...]]:
         """Put a release into the store; return its names, their manifests' digests, and what was read back."""

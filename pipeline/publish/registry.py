@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from pipeline.errors import AccessError, PipelineError, UsageError
 from pipeline.publish import _layers
 from pipeline.publish._body import changed
-from pipeline.publish._read_back import read_back
+from pipeline.publish._read_back import present, read_back
 from pipeline.publish._registry_api import Reader, RegistryApi
 from pipeline.publish._release import PULL_CHECK, Published, Release, ReleaseEntry
 from pipeline.publish._staged import StagedTarget
@@ -23,7 +23,7 @@ from pipeline.publish._upload import CHUNK_BYTES, Content, Uploader
 from pipeline.publish._wire import TransientError, Wire
 from pipeline.runtime.registry import NOT_A_REGISTRY, try_pull
 from pipeline.runtime.web import session
-from pipeline.store import Manifest, Name
+from pipeline.store import Name
 from pipeline.store.blobs import hash_bytes
 from pipeline.types import Blob, Check, Log
 
@@ -59,13 +59,7 @@ class RegistryTarget(StagedTarget):
 
     def published(self, namespace: str, model: str, tags: Sequence[str]) -> Mapping[str, tuple[Blob, ...]]:
         """Say what the tags name now; see `PublishTarget.published`."""
-        found = {}
-        for name in self.names(namespace, model, tags):
-            data = self._api.manifest(name.repository, name.tag)
-            if data is not None:
-                layers = Manifest.from_bytes(data, name).all_layers
-                found[name.tag] = tuple(layer.blob for layer in layers)
-        return found
+        return present(Reader(self._api), self.names(namespace, model, tags))
 
     def publish(self, release: Release, log: Log) -> Published:
         """Send all blobs, then the manifests; see `PublishTarget.publish`."""
@@ -80,7 +74,7 @@ class RegistryTarget(StagedTarget):
             _require_same(self.host, checks)
         digests = tuple(hash_bytes(manifest.to_bytes()).digest for _, manifest in manifests)
         checks += (self._try_pull(pairs[0][0]),)
-        return Published(tuple(name for name, _ in pairs), digests, self._commands(pairs), checks)
+        return Published(tuple(name for name, _ in pairs), digests, self._commands(release, pairs), checks)
 
     def _send_blobs(self, repository: str, contents: Sequence[Content], log: Log) -> None:
         uploader = Uploader(self._api, repository, self._chunk_bytes)
@@ -117,9 +111,9 @@ class RegistryTarget(StagedTarget):
     def _pull(self, name: Name) -> str:
         return f"ollama pull {'--insecure ' if self._is_http else ''}{name}"
 
-    def _commands(self, pairs: Sequence[tuple[Name, ReleaseEntry]]) -> tuple[str, ...]:
+    def _commands(self, release: Release, pairs: Sequence[tuple[Name, ReleaseEntry]]) -> tuple[str, ...]:
         shown = [name for name, entry in pairs if name.tag == entry.tags[0]]
-        return (*map(self._pull, shown), f"ollama run {shown[0]}")
+        return (*map(self._pull, shown), release.use(shown[0]))
 
 
 def _contents(entries: Sequence[ReleaseEntry], made: Mapping[int, _layers.Assembled]) -> list[Content]:

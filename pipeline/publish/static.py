@@ -12,7 +12,7 @@ from string import Template
 from pipeline import data
 from pipeline.errors import AccessError, FormatError, UsageError
 from pipeline.publish import _layers
-from pipeline.publish._read_back import read_back
+from pipeline.publish._read_back import present, read_back
 from pipeline.publish._release import Published, Release, ReleaseEntry
 from pipeline.publish._staged import StagedTarget
 from pipeline.publish._static_tree import StaticTree, translated, write_file
@@ -126,8 +126,7 @@ class StaticTarget(StagedTarget):
     def published(self, namespace: str, model: str, tags: Sequence[str]) -> Mapping[str, tuple[Blob, ...]]:
         """Say what the tags name now; see `PublishTarget.published`."""
         there = [name for name in self.names(namespace, model, tags) if self._tree.manifest_path(name).is_file()]
-        found = {name.tag: Manifest.from_bytes(self._tree.manifest_bytes(name), name) for name in there}
-        return {tag: tuple(layer.blob for layer in manifest.all_layers) for tag, manifest in found.items()}
+        return present(self._tree, there)
 
     def _add(self, release: Release, entry: ReleaseEntry) -> Manifest:
         """Put every blob of an entry in its place."""
@@ -173,7 +172,7 @@ class StaticTarget(StagedTarget):
     def _commands(self, release: Release) -> tuple[str, ...]:
         pulls = [f"{self.host}/{release.namespace}/{release.model}:{entry.tags[0]}" for entry in release.entries]
         serve = f"nginx -p {shlex.quote(str(self._tree.root))} -c nginx.conf"
-        return serve, *(f"ollama pull --insecure {name}" for name in pulls), f"ollama run {pulls[0]}"
+        return serve, *(f"ollama pull --insecure {name}" for name in pulls), release.use(pulls[0])
 
 
 class _Static:

@@ -11,7 +11,14 @@ from functools import cache
 
 from pipeline import discover
 from pipeline.errors import UnsupportedError
-from pipeline.quant._assign import Options, TensorFacts, assign, requires_importance, tensor_order_key
+from pipeline.quant._assign import (
+    Options,
+    TensorFacts,
+    assign,
+    compile_pattern,
+    requires_importance,
+    tensor_order_key,
+)
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
 from pipeline.quant._engines import AUTO, Engine, NumpyEngine, check_engine, describe_fast, get_engine
 from pipeline.quant._native import NativeType
@@ -31,6 +38,7 @@ __all__ = [
     "TensorFacts",
     "assign_types",
     "check_engine",
+    "compile_pattern",
     "describe_fast",
     "get",
     "get_engine",

@@ -172,7 +172,7 @@ class _Assigner:
         sizes: dict[str, int],
     ) -> None:
         self.recipe, self.model, self.options, self._block_sizes = recipe, model, options, sizes
-        self.patterns = [(_compile(pattern), type_) for pattern, type_ in options.tensor_types]
+        self.patterns = [(compile_pattern(pattern), type_) for pattern, type_ in options.tensor_types]
         categories = [_category(tensor.name) for tensor in tensors]
         self.n_attn_v = categories.count("attn_v")
         self.has_tied_embeddings = "output" not in categories
@@ -298,12 +298,19 @@ class _Assigner:
 _NOWHERE: Final = Place(0, 0)
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern in lower case, as llama-quantize takes it."""
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern in lower case, as llama-quantize takes it.
+
+    Raises:
+        UsageError: if it is empty or no regular expression.
+    """
     try:
-        return re.compile(pattern.lower())
-    except re.error as e:
-        raise UsageError("not a regular expression", where=pattern, found=e) from e
+        if pattern:
+            return re.compile(pattern.lower())
+        reason = "an empty pattern"
+    except (re.error, OverflowError, RecursionError) as e:
+        reason = str(e)
+    raise UsageError("not a regular expression", where=pattern or None, found=reason)
 
 
 def assign(

@@ -97,16 +97,23 @@ class Weights(NamedTuple):
     row_mean: F32
 
 
+def row_means(x: F32) -> F32:
+    """Return the mean square of each row of *x*, (n_rows, n_cols)."""
+    n_rows, n_cols = x.shape
+    step = max(1, SCRATCH_BYTES // 4 // max(1, n_cols))
+    means = np.empty(n_rows, np.float32)
+    with np.errstate(all="ignore"):
+        for start in range(0, n_rows, step):
+            means[start : start + step] = sum_of_squares(x[start : start + step]) / np.float32(n_cols)
+    return means
+
+
 class _Weighing:
     """Hands out the weights of tiles of *x*, (n_rows, n_cols)."""
 
     def __init__(self, kind: BlockType, x: F32, importance: F32) -> None:
         self._importance = importance.reshape(-1, kind.block_size)
-        n_rows, n_cols = x.shape if kind.weighs_rows else (0, 1)
-        step = max(1, SCRATCH_BYTES // 4 // n_cols)
-        self._means = np.empty(n_rows, np.float32)
-        for start in range(0, n_rows, step):
-            self._means[start : start + step] = sum_of_squares(x[start : start + step]) / np.float32(n_cols)
+        self._means = row_means(x) if kind.weighs_rows else np.empty(0, np.float32)
 
     def of(self, tile: slice) -> Weights:
         """Return the weights of some blocks."""

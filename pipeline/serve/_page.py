@@ -114,7 +114,6 @@ def _render(request: web.Request) -> tuple[str, str]:
         offers=demand.offers.names if demand else (),
         organisations=organisations,
         organisation_names={one: served_name(f"{one}/") for one in organisations},
-        quants=sorted(quant.recipes()),
         version=__version__,
     )
     return html, base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

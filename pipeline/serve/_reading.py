@@ -7,9 +7,12 @@ Blobs are found by digest alone: whoever knows the digest may have the blob unde
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 from urllib.parse import urlencode
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from pipeline.errors import FormatError, UsageError
 from pipeline.serve._answers import RegistryError
@@ -17,6 +20,7 @@ from pipeline.serve._settings import HOST, SETTINGS, STORE
 from pipeline.store import Manifest, Name, Store, manifest
 from pipeline.store.blobs import hash_bytes
 
+_LOG = logging.getLogger(__name__)
 _MAX_PAGE = 10_000
 
 
@@ -77,8 +81,28 @@ async def _blob(request: web.Request) -> web.FileResponse:
     store, digest = request.app[STORE], requested_digest(request.match_info["digest"])
     if not await asyncio.to_thread(store.has, digest):
         raise RegistryError(404, "BLOB_UNKNOWN", "no such blob", digest)
+    _end_if_nobody_reads(request)
     headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
-    return web.FileResponse(store.blob_path(digest), headers=headers)
+    return _BlobResponse(store.blob_path(digest), headers=headers)
+
+
+class _BlobResponse(web.FileResponse):
+    """A file on its way out; a client that stops taking it is one that has gone."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        try:
+            return await super().prepare(request)
+        except TimeoutError as exc:
+            _LOG.info("%s takes no more of %s", request.remote, request.path)
+            raise ConnectionResetError(*exc.args) from exc
+
+
+def _end_if_nobody_reads(request: web.Request) -> None:
+    """Let the kernel end the connection if the client takes nothing for a while: the file goes out behind our back."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
+    sock = request.transport.get_extra_info("socket") if request.transport else None
+    if option is not None and sock is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, option, int(1000 * request.app[SETTINGS].stall_s))
 
 
 def _find_manifest(request: web.Request) -> bytes | None:

@@ -41,6 +41,11 @@ class Upload:
         self._path = self._stack.enter_context(store.blob_writer())
         self._file = self._stack.enter_context(self._path.open("wb", buffering=0))
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended, as a blob or as nothing."""
+        return self._file.closed
+
     def mark(self) -> Mark:
         """Remember where the upload stands."""
         return self.size, self._state.copy()
@@ -59,7 +64,7 @@ class Upload:
 
     def rewind(self, mark: Mark) -> None:
         """Take away what came after *mark*."""
-        if self._file.closed:
+        if self.closed:
             return
         self.size, self._state = mark
         self._file.truncate(self.size)

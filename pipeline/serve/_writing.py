@@ -10,6 +10,7 @@ import asyncio
 import re
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiohttp import StreamReader, web
 from aiohttp.web import RequestPayloadError
@@ -68,7 +69,7 @@ async def _begin(request: web.Request) -> web.Response:
 
 async def _continue(request: web.Request) -> web.Response:
     name, key, upload = _upload(request)
-    async with upload.lock:
+    async with _held(upload, key):
         await _receive(request, name, key, upload)
         return web.Response(status=202, headers=_place(request, name, key, upload.size))
 
@@ -83,7 +84,7 @@ async def _complete(request: web.Request, name: Name, key: str, digest: str) -> 
     upload = request.app[UPLOADS].find(key, name.repository)
     if upload is None:
         raise _unknown(key)
-    async with upload.lock:
+    async with _held(upload, key):
         await _receive(request, name, key, upload)
         try:
             await asyncio.to_thread(upload.commit, digest)
@@ -103,7 +104,7 @@ async def _status(request: web.Request) -> web.Response:
 
 async def _cancel(request: web.Request) -> web.Response:
     _, key, upload = _upload(request)
-    async with upload.lock:
+    async with _held(upload, key):
         await asyncio.to_thread(request.app[UPLOADS].end, key)
     return web.Response(status=204)
 
@@ -209,6 +210,15 @@ def _upload(request: web.Request) -> tuple[Name, str, Upload]:
     if upload is None:
         raise _unknown(key)
     return name, key, upload
+
+
+@asynccontextmanager
+async def _held(upload: Upload, key: str) -> AsyncIterator[None]:
+    """Have an upload alone; it may have ended while another request had it."""
+    async with upload.lock:
+        if upload.closed:
+            raise _unknown(key)
+        yield
 
 
 def _unknown(key: str) -> RegistryError:

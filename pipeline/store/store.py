@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -185,23 +185,26 @@ class Store(Blobs):
         """Return what lies under manifests/ and names no model."""
         return tuple(found for found in self._scan() if isinstance(found, Problem))
 
-    def remove(self, name: Name, waiting: Message = _quiet) -> tuple[Blob, ...]:
-        """Remove a model and the blobs that no other manifest names; return those blobs.
+    def remove(self, *names: Name, waiting: Message = _quiet, dry_run: bool = False) -> tuple[Blob, ...]:
+        """Remove models and the blobs that no other manifest names; return those blobs.  With *dry_run* all stays.
 
         Raises:
-            UsageError: if the store has no such model.
+            UsageError: if the store has no such model; then none is removed.
             AccessError: if the disk refuses.
         """
         with self.locked(locks.exclusive, waiting):
-            own = _digests(self.manifest_bytes(name))
-            path = self.manifest_path(name)
-            with _disk.translated(path):
-                path.unlink()
-                crash.point("manifest removed")
-                _disk.sync_folder(path.parent)
-                _disk.remove_empty_folders(path.parent, self.manifests_dir)
-                blobs = [self.blob_path(digest) for digest in sorted(own - self.referenced())]
-                return tuple(_unlinked(blob, "blob removed") for blob in blobs if blob.exists())
+            own = {digest for name in names for digest in _digests(self.manifest_bytes(name))}
+            paths = dict.fromkeys(self.manifest_path(name) for name in names)
+            unused = sorted(own - self.referenced(without=paths))
+            blobs = [path for path in map(self.blob_path, unused) if path.exists()]
+            for path in paths if not dry_run else ():
+                with _disk.translated(path):
+                    path.unlink()
+                    crash.point("manifest removed")
+                    _disk.sync_folder(path.parent)
+                    _disk.remove_empty_folders(path.parent, self.manifests_dir)
+            with _disk.translated(self.blobs_dir):
+                return tuple(_unlinked(path, "blob removed", dry_run) for path in blobs)
 
     def sweep(self) -> None:
         """Remove the temporary files that killed processes of ours left; none while another process is at work."""
@@ -233,7 +236,7 @@ class Store(Blobs):
             with locks.sweeping(self.root) as alone:
                 found = [*self._unreferenced(), *(self._temporaries() if alone else ())]
                 old = [path for path in found if path.stat().st_mtime <= limit]
-                sizes = [path.stat().st_size if dry_run else _unlinked(path, "garbage removed").size for path in old]
+                sizes = [_unlinked(path, "garbage removed", dry_run).size for path in old]
                 return tuple(map(Swept, old, sizes))
 
     def verify(self, name: Name) -> Iterator[Verified]:
@@ -286,12 +289,10 @@ class Store(Blobs):
             level = [path for folder in level if folder.is_dir() for path in _children(folder)]
         return (path for path in level if not path.is_dir())
 
-    def referenced(self) -> set[str]:
-        """Collect every digest that any manifest file mentions, the bad ones included."""
-        used: set[str] = set()
-        for path in self._manifest_files():
-            used |= _digests(path.read_bytes())
-        return used
+    def referenced(self, without: Collection[Path] = ()) -> set[str]:
+        """Collect every digest that any manifest file mentions, the bad ones included; *without* are left out."""
+        paths = [path for path in self._manifest_files() if path not in without]
+        return {digest for path in paths for digest in _digests(path.read_bytes())}
 
     def _unreferenced(self) -> Iterator[Path]:
         used = self.referenced()
@@ -390,9 +391,10 @@ def _children(folder: Path) -> list[Path]:
     return []
 
 
-def _unlinked(path: Path, point: str) -> Blob:
-    """Remove a file, pass the crash point *point*, and tell what the file was."""
-    size = path.stat().st_size
-    path.unlink()
-    crash.point(point)
-    return Blob(path.name.replace("-", ":", 1), size)
+def _unlinked(path: Path, point: str, dry_run: bool = False) -> Blob:
+    """Remove a file, pass the crash point *point*, and tell what the file was; with *dry_run* only tell."""
+    blob = Blob(path.name.replace("-", ":", 1), path.stat().st_size)
+    if not dry_run:
+        path.unlink()
+        crash.point(point)
+    return blob

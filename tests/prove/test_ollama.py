@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 
 from pipeline import flow
 from pipeline.job import Job
+from pipeline.modelfile.families import families, match_family
 from pipeline.prove._ollama import NAME, ollama_check
 from pipeline.prove._template import Template
-from pipeline.prove.prompts import render_all
+from pipeline.prove.conversations import BARE, Setting
 from pipeline.runtime import LlamaInstall
-from pipeline.store import Store
+from pipeline.store import Manifest, Name, Store
+from pipeline.store.manifest import CONFIG, MODEL
 from pipeline.tokenizer import read_tokenizer
-from pipeline.types import KV, Check, boolean, string
+from pipeline.types import KV, Check, Layer, string
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "arch"
 CHECKPOINTS = ("qwen2", "qwen3", "llama3", "llama2", "gemma", "gpt_oss", "deepseek_v3", "granite", "smollm3", "glm4")
@@ -37,9 +40,11 @@ def daemon(ollama: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return ollama
 
 
-def _check(template: Template, family: str, metadata: tuple[KV, ...], texts: tuple[str, str]) -> Check:
+def _check(
+    template: Template, family: str, metadata: tuple[KV, ...], texts: tuple[str, str], setting: Setting = BARE
+) -> Check:
     header = {kv.key: kv for kv in (string("general.architecture", family), *metadata)}
-    return ollama_check(template, header, texts, None, render_all(template), None)
+    return ollama_check(template, header, texts, None, None, setting)
 
 
 def test_ollama_prompts_as_the_small_checkpoints_do(daemon: Any) -> None:
@@ -55,20 +60,65 @@ def test_ollama_prompts_as_the_small_checkpoints_do(daemon: Any) -> None:
     assert not [path for path in (daemon.models / "blobs").iterdir() if path.name.startswith("sha256")]
 
 
-def test_ollama_prompts_as_real_templates_do(daemon: Any, llama: LlamaInstall, demo: Path) -> None:
+def test_ollama_prompts_as_real_templates_do(daemon: Any, llama: LlamaInstall, vocabulary: tuple[KV, ...]) -> None:
     """Templates of real models, too, but for the limits that the page lists."""
     assert llama.source_dir is not None
-    made = read_tokenizer(demo, {})
-    kept = [kv for kv in made.metadata if "template" not in kv.key and "_bos_" not in kv.key]
-    eos = next(kv for kv in kept if kv.key == "tokenizer.ggml.eos_token_id")
-    tokens = next(kv.value for kv in kept if kv.key == "tokenizer.ggml.tokens")
-    bos = replace(eos, key="tokenizer.ggml.bos_token_id", value=tokens.index("<|endoftext|>"))
     for name in TEMPLATES:
         source = (llama.source_dir / "models" / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
-        keys = (*kept, bos, boolean("tokenizer.ggml.add_bos_token", True), string("tokenizer.chat_template", source))
+        keys = (*vocabulary, string("tokenizer.chat_template", source))
         texts = ("<|endoftext|>", "<|im_end|>")
         check = _check(Template(source, None, *texts), "qwen2", keys, texts)
         assert check.state == "proven", (name, check.detail)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("chatml", "teknium/OpenHermes-2.5-Mistral-7B"),
+        ("llama3", "Llama-3"),
+        ("gemma", "google-gemma-2-2b-it"),
+        ("mistral", "mistralai-Mistral-Nemo-Instruct-2407"),
+    ],
+)
+def test_go_templates_say_what_the_models_own_do(
+    family: str,
+    name: str,
+    ollama_root: Path,
+    oracle: Callable[[str], Any],
+    llama: LlamaInstall,
+    vocabulary_with: Callable[[str], tuple[KV, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An Ollama that is told to use TEMPLATEs sends what the model's own template renders, where a TEMPLATE can."""
+    assert llama.source_dir is not None
+    real = oracle("chat_templates")
+    source = (real.from_files(llama.source_dir) | real.from_tests(llama.source_dir))[name]
+    own = families()[family]
+    assert match_family(source, families()) == own
+    bos, eos = {"gemma": ("<bos>", "<eos>"), "mistral": ("<s>", "</s>")}.get(family, ("<|endoftext|>", "<|im_end|>"))
+    keys = (*vocabulary_with(bos), string("tokenizer.chat_template", source))
+    template = Template(source, None, bos, eos)
+    header = {kv.key: kv for kv in (string("general.architecture", "llama"), *keys)}
+    with oracle("ollama").running_ollama(ollama_root, tmp_path / "ollama", OLLAMA_GO_TEMPLATE="1") as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.host)
+        monkeypatch.setenv("OLLAMA_MODELS", str(server.models))
+        check = ollama_check(template, header, (bos, eos), None, own.template, BARE)
+        assert "go_template" in server.log
+    assert check.state == "proven", check.detail
+    assert "limits" not in check.detail
+    n_compared = int(check.detail.split()[0])
+    assert n_compared >= (5 if family == "gemma" else 8)  # Gemma's refuses a system prompt
+
+
+def test_a_system_prompt_and_messages_stand_before_a_conversation(daemon: Any, demo: Path) -> None:
+    """What the publication says first is where our rendering has it; a conversation's own system prompt wins."""
+    made = read_tokenizer(demo, {})
+    assert made.chat_template is not None
+    template = Template(made.chat_template, None, made.bos or "", made.eos or "")
+    setting = Setting("Be kind.", (("user", "Ping?"), ("assistant", "Pong & <b>.")))
+    check = _check(template, "qwen2", made.metadata, (",", "<|im_end|>"), setting)
+    assert (check.state, "limits" in check.detail) == ("proven", False), check.detail
 
 
 def test_another_template_is_found(daemon: Any, demo: Path) -> None:
@@ -81,7 +131,7 @@ def test_another_template_is_found(daemon: Any, demo: Path) -> None:
 
 def test_publish_asks_ollama(daemon: Any, silent_log: Any) -> None:
     """A publication into Ollama's store is proven by Ollama itself, and only the model is there afterwards."""
-    report = flow.package(Job("demo", ("Q4_0",), "ollama"), silent_log)
+    report = flow.package(Job("demo", ("Q4_0",), ("ollama",)), silent_log)
     (check,) = (check for check in report.checks if check.name == NAME)
     assert check.state == "proven"
     assert "texts and tokens" in check.detail
@@ -101,3 +151,16 @@ def test_an_ollama_with_another_store_is_said(daemon: Any, demo: Path, tmp_path:
     check = _check(Template("x"), "qwen2", read_tokenizer(demo, {}).metadata, ("", ""))
     assert check.state == "not checked"
     assert "another store" in check.detail
+
+
+def test_what_a_killed_publication_left_is_removed(daemon: Any, demo: Path) -> None:
+    """A stand-in of an hour ago goes; one that another process may be asking stays; others' models are not touched."""
+    store = Store(daemon.models)
+    blob = store.add_bytes(b"{}")
+    names = [Name.parse(f"registry.ollama.ai/gguf-pipeline/{rest}") for rest in ("proof:old", "proof:new", "mine:old")]
+    for name in names:
+        store.write_manifest(name, Manifest(Layer(CONFIG, blob), (Layer(MODEL, blob),)))
+        if name.tag == "old":
+            os.utime(store.manifest_path(name), (1, 1))
+    assert _check(Template("x"), "qwen2", read_tokenizer(demo, {}).metadata, ("", "")).state == "different"
+    assert {str(entry.name) for entry in store.list()} == {str(name) for name in names[1:]}

@@ -30,7 +30,7 @@ from pipeline.prove.conversations import (
 from pipeline.prove.prompts import LlamaServer, PromptComparison, compare_prompts, refuses_all, render_all
 from pipeline.runtime import ChatSession, open_runtime
 from pipeline.tokenizer import read_tokenizer
-from pipeline.types import KV, boolean, string
+from pipeline.types import KV, string
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "arch"
 WITH_TEMPLATE = sorted(path.parent.name for path in FIXTURES.glob("*/chat_template.jinja"))
@@ -66,16 +66,6 @@ SHOWN: dict[str, str] = {
     "many_types": _TURNS + _SCHEMA.replace("%s", "{% if p.type in ['string'] %}s{% endif %}"),
     "printed_list": _CALLS.replace("%s", "{% for v in c.function.arguments.values() %}[{{ v }}]{% endfor %}"),
 }
-
-
-@pytest.fixture(scope="session")
-def vocabulary(demo: Path) -> tuple[KV, ...]:
-    """The demo's vocabulary without its template, with a BOS that is added."""
-    kept = [kv for kv in read_tokenizer(demo, {}).metadata if "template" not in kv.key and "_bos_" not in kv.key]
-    tokens = next(kv.value for kv in kept if kv.key == "tokenizer.ggml.tokens")
-    eos = next(kv for kv in kept if kv.key == "tokenizer.ggml.eos_token_id")
-    bos = replace(eos, key="tokenizer.ggml.bos_token_id", value=tokens.index("<|endoftext|>"))
-    return (*kept, bos, boolean("tokenizer.ggml.add_bos_token", True))
 
 
 @pytest.fixture

@@ -15,7 +15,13 @@ import pytest
 
 from pipeline.prove._limits import engine_of
 from pipeline.prove._reference import open_reference
+from pipeline.prove._stub import write_stub
+from pipeline.prove._template import Template
+from pipeline.prove._tokens import Tokens
+from pipeline.prove.conversations import abilities
+from pipeline.prove.prompts import LlamaServer, compare_prompts
 from pipeline.prove.tokenizer import compare
+from pipeline.runtime import open_runtime
 from pipeline.tokenizer import read_tokenizer
 
 # Read here: the tests themselves run without the settings of the person who starts them.
@@ -63,3 +69,22 @@ def test_a_real_tokenizer_is_proven(engine_tokenize: Callable[..., Any], name: s
     if name in KNOWN:
         model = metadata["tokenizer.ggml.model"].value
         assert (model, tokenizer.pre, set(comparison.limits)) == KNOWN[name]
+
+
+@pytest.mark.real_tokenizers
+@pytest.mark.parametrize("name", _NAMES)
+def test_real_prompts_are_proven(llama: Any, name: str, tmp_path: Path) -> None:
+    """Prompts of real templates with the real tokenizers: the same text and the same tokens, but for known limits."""
+    assert llama
+    folder = Path(_FOLDER or "") / name
+    made = read_tokenizer(folder, {"model_type": "gemma4"} if name == "gemma4" else {})
+    if made.chat_template is None:
+        return  # most of these packages have none; nothing is claimed of them
+    write_stub(tmp_path / "stub.gguf", made.metadata)
+    template = Template(made.chat_template, made.tool_template, made.bos or "", made.eos or "")
+    with open_runtime(tmp_path / "stub.gguf", n_ctx=64) as session:
+        tokens = Tokens(session, {kv.key: kv for kv in made.metadata}, open_reference(folder))
+        comparison = compare_prompts(template, LlamaServer(session, abilities(template.source)), tokens)
+    assert comparison.unexplained == ()
+    assert comparison.untokenized is None
+    assert comparison.n_compared >= 13

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from pipeline.prove._template import Template
 from pipeline.prove.conversations import abilities
 from pipeline.prove.prompts import LlamaServer, PromptComparison, compare_prompts
 from pipeline.runtime import ChatSession, find_llama, open_runtime
-from pipeline.tokenizer import read_tokenizer
-from pipeline.types import KV, boolean, string
+from pipeline.types import KV, string
 
 _INSTALL = find_llama()
 _SOURCE = _INSTALL.source_dir if _INSTALL else None
@@ -42,16 +40,6 @@ def rows() -> Iterator[dict[str, PromptComparison]]:
     yield found
     if _UPDATE and len(found) == len(_FILES):
         _PAGE.write_text(_page(found), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def vocabulary(demo: Path) -> tuple[KV, ...]:
-    """The demo's vocabulary without its template, with a BOS that is added."""
-    kept = [kv for kv in read_tokenizer(demo, {}).metadata if "template" not in kv.key and "_bos_" not in kv.key]
-    tokens = next(kv.value for kv in kept if kv.key == "tokenizer.ggml.tokens")
-    eos = next(kv for kv in kept if kv.key == "tokenizer.ggml.eos_token_id")
-    bos = replace(eos, key="tokenizer.ggml.bos_token_id", value=tokens.index("<|endoftext|>"))
-    return (*kept, bos, boolean("tokenizer.ggml.add_bos_token", True))
 
 
 @contextmanager

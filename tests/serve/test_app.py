@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import logging
+import socket
+import threading
 from urllib.parse import urljoin
 
 import pytest
 import requests
 
+from pipeline.serve import BackgroundServer, Settings
 from pipeline.store import Manifest, Name, Store
 from pipeline.store.blobs import hash_bytes
 
@@ -187,3 +191,33 @@ def test_another_name_is_refused(url: str, named: str) -> None:
     (error,) = answer.json()["errors"]
     assert (error["code"], error["detail"]) == ("DENIED", named)
     assert "--allow-remote" in error["message"]
+
+
+class _Said(logging.Handler):
+    """Waits for a line of the log."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.seen = text, threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.text in record.getMessage():
+            self.seen.set()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux ends such connections")
+def test_a_client_that_stops_reading(store: Store) -> None:
+    """A client that asks for a large blob and takes nothing of it loses its connection after a while (1 s here)."""
+    blob, said, log = store.add_bytes(bytes(40_000_000)), _Said("takes no more"), logging.getLogger("pipeline.serve")
+    level = log.level
+    log.addHandler(said)
+    log.setLevel(logging.INFO)
+    try:
+        with BackgroundServer(store, settings=Settings(stall_s=1)) as server:
+            host, _, port = server.address.partition(":")
+            with socket.create_connection((host, int(port)), timeout=20) as sock:
+                sock.sendall(f"GET {DEMO}/blobs/{blob.digest} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                assert said.seen.wait(30)
+    finally:
+        log.removeHandler(said)
+        log.setLevel(level)

@@ -180,6 +180,28 @@ def test_two_pushers_of_one_blob(pusher: Any, base: str, store: Store) -> None:
     assert leftovers(store) == []
 
 
+def test_a_request_that_waited_for_its_upload(
+    pusher: Any, base: str, writable: BackgroundServer, token: str, store: Store
+) -> None:
+    """A piece that comes while the upload is being finished is told that it has ended."""
+    place, blob = pusher.begin(base), hash_bytes(DATA)
+    path = f"{place.partition(writable.address)[2]}?digest={blob.digest}"
+    connections = [http.client.HTTPConnection(writable.address, timeout=20) for _ in range(2)]
+    for connection in connections:
+        connection.putrequest("PUT", path)
+        connection.putheader("Authorization", f"Bearer {token}")
+        connection.putheader("Content-Length", str(len(DATA)))
+        connection.endheaders(DATA[:1000])
+    for connection in connections:
+        connection.send(DATA[1000:])
+    answers = [connection.getresponse() for connection in connections]
+    assert sorted(answer.status for answer in answers) == [201, 404]
+    for answer, connection in zip(answers, connections, strict=True):
+        answer.read()
+        connection.close()
+    assert store.has(blob.digest, blob.size)
+
+
 def test_gc_leaves_an_open_upload(pusher: Any, base: str, store: Store, name: Name) -> None:
     """A collection of any age while an upload is open does not touch it; it takes the blob when nobody names it."""
     store.manifest_path(name).with_name("broken").unlink()  # gc refuses to guess what it names

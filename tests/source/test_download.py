@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import AccessError, ResourceError
+from pipeline.source import open_source
+from pipeline.source._transfer import is_sound
 
 MODEL = "org/m"
 WEIGHTS = "model.safetensors"
@@ -261,6 +263,26 @@ def test_same_content_in_another_commit(repo: Any, hub: Any, files: dict[str, by
     hub.asked.clear()
     assert (fetch(MODEL, update=True).folder / "README.md").read_bytes() == b"newer"
     assert [a.path for a in hub.asked if a.path.endswith(WEIGHTS)] == []
+
+
+def test_content_without_its_link(repo: Any, hub: Any, files: dict[str, bytes], fetch: Any) -> None:
+    """What is whole in the cache, but not yet linked from the commit, is linked; not even its header comes again."""
+    pointer = fetch(MODEL).folder / WEIGHTS
+    pointer.unlink()
+    hub.asked.clear()
+    with open_source(MODEL, weights="stream") as opened:
+        assert opened.remote_headers == {}
+        assert _weights(opened.source) == files[WEIGHTS]
+    assert [a.path for a in hub.asked if a.path.endswith(WEIGHTS)] == []
+    assert _partials() == []
+
+
+def test_a_file_of_unknown_size_is_looked_for(tmp_path: Path) -> None:
+    """A file whose size the Hub does not say is there only if it is."""
+    assert not is_sound(tmp_path / "x", None)
+    (tmp_path / "x").write_bytes(b"1")
+    assert is_sound(tmp_path / "x", None)
+    assert not is_sound(tmp_path / "x", 2)
 
 
 def test_server_without_ranges(repo: Any, hub: Any, files: dict[str, bytes], fetch: Any) -> None:

@@ -232,6 +232,49 @@ def test_remove_respects_a_bad_manifest(store: Store, model: Model) -> None:
     assert store.has(model(b"weights").layers[0].blob.digest)
 
 
+def test_several_are_removed_together(store: Store, model: Model) -> None:
+    """Blobs that only the removed names share go; if one name is not there, nothing goes; a dry run only tells."""
+    shared = model(b"shared")
+    store.write_manifests([(DEMO, shared), (OTHER, shared)])
+    with pytest.raises(UsageError):
+        store.remove(DEMO, Name.parse("never-there"))
+    told = store.remove(DEMO, OTHER, dry_run=True)
+    assert len(store.list()) == 2
+    assert store.remove(DEMO, OTHER) == told
+    assert {blob.digest for blob in told} == {layer.blob.digest for layer in shared.all_layers}
+    assert list(store.blobs_dir.iterdir()) == []
+
+
+def test_removals_next_to_publications(store: Store, model: Model) -> None:
+    """While models that share a blob are published and removed, and garbage is collected, no name lacks a blob."""
+    names = [Name.parse(f"demo:t{i}") for i in range(4)]
+    stop = threading.Event()
+    bad: list[str] = []
+
+    def collect() -> None:
+        while not stop.is_set():
+            store.gc(older_than=-1.0)
+
+    def publish(name: Name) -> None:
+        for _ in range(15):
+            with store.writing():
+                mine, shared = model(name.tag.encode()), model(b"shared")
+                store.write_manifest(name, Manifest(mine.config, (*mine.layers, *shared.layers)))
+            bad.extend(found.found for found in store.verify(name) if not found.ok)
+            store.remove(name)
+
+    collector = threading.Thread(target=collect)
+    workers = [threading.Thread(target=publish, args=(name,)) for name in names]
+    for thread in (collector, *workers):
+        thread.start()
+    for thread in workers:
+        thread.join()
+    stop.set()
+    collector.join()
+    assert bad == []
+    assert store.list() == ()
+
+
 def test_remove_of_a_broken_model(store: Store, model: Model) -> None:
     """A model whose blob is lost can be removed."""
     manifest = model(b"weights")
@@ -329,7 +372,7 @@ _REMOVER = """
 import sys
 from pathlib import Path
 from pipeline.store import Name, Store
-Store(Path(sys.argv[1])).remove(Name.parse(sys.argv[2]), lambda text: print("waits", flush=True))
+Store(Path(sys.argv[1])).remove(Name.parse(sys.argv[2]), waiting=lambda text: print("waits", flush=True))
 print("removed", flush=True)
 """
 

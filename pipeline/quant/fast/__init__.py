@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import discover
-from pipeline.quant._base import F32, SCRATCH_BYTES, U8, Array, BlockType
+from pipeline.quant._base import F32, SCRATCH_BYTES, U8, Array, BlockType, row_means
 from pipeline.quant._engines import Decoder, NumpyEngine
 from pipeline.quant.fast import _compile
 from pipeline.quant.fast._compile import Processor, host
 from pipeline.quant.fast._kernel import Build, Kernel
-from pipeline.quant.fast._look import MAGNITUDES
+from pipeline.quant.fast._look import MAGNITUDES, sum_of_squares
 
 __all__ = ["FastEngine", "Processor", "host", "kernels"]
 
@@ -66,7 +66,9 @@ class FastEngine:
             return
         kind.check(x, out, importance)
         function = self._function(self._label(kind.name, weighted=weighted), build)
-        weights = importance if weighted else None
+        weights = None
+        if weighted and importance is not None:
+            weights = importance, self._row_means(x) if kind.weighs_rows else importance
         self._call(function, (x, kind.block_size), (out, kind.type_size), weights, x.shape[1] // kind.block_size)
 
     def decoder(self, kind: BlockType) -> Decoder | None:
@@ -90,8 +92,17 @@ class FastEngine:
         if words.size < self.processor.lanes:
             return NumpyEngine().largest_magnitude(words)
         function = self._function(f"magnitude-{size}", MAGNITUDES[size])
-        function(words.ctypes.data, 0, found.ctypes.data, words.size, 1)
+        function(words.ctypes.data, 0, 0, found.ctypes.data, words.size, 1)
         return int(found[0])
+
+    def _row_means(self, x: F32) -> F32:
+        """Return the mean square of each row of *x*, (n_rows, n_cols)."""
+        n_rows, n_cols = x.shape
+        if n_rows < self.processor.lanes:
+            return row_means(x)
+        sums = np.empty(n_rows, np.float32)
+        self._function("squares", sum_of_squares)(x.ctypes.data, 0, 0, sums.ctypes.data, n_rows, n_cols)
+        return sums / np.float32(n_cols)
 
     def _function(self, label: str, build: Build) -> _compile.Function:
         with self._lock:
@@ -104,19 +115,19 @@ class FastEngine:
         function: _compile.Function,
         source: tuple[Array, int],
         target: tuple[Array, int],
-        importance: F32 | None = None,
+        weights: tuple[F32, F32] | None = None,
         blocks_per_row: int = 1,
     ) -> None:
         """Run a kernel on arrays, each with the items of one block; fewer blocks than lanes are filled up."""
         (x, x_items), (out, out_items) = source, target
         n_blocks, lanes = x.size // x_items, self.processor.lanes
-        weights = 0 if importance is None else importance.ctypes.data
+        more_addresses = (0, 0) if weights is None else tuple(array.ctypes.data for array in weights)
         if n_blocks >= lanes:
-            function(x.ctypes.data, weights, out.ctypes.data, n_blocks, blocks_per_row)
+            function(x.ctypes.data, *more_addresses, out.ctypes.data, n_blocks, blocks_per_row)
             return
         more, padded = np.zeros(lanes * x_items, x.dtype), np.empty(lanes * out_items, out.dtype)
         more[: x.size] = x.reshape(-1)
-        function(more.ctypes.data, weights, padded.ctypes.data, lanes, blocks_per_row)
+        function(more.ctypes.data, *more_addresses, padded.ctypes.data, lanes, blocks_per_row)
         out.reshape(-1)[...] = padded[: out.size]
 
     def is_compiled(self, name: str) -> bool:

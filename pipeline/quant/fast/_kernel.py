@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.quant.fast._vector import Code, Pointer, Value
 
-N_POINTERS, N_COUNTS = 3, 2
+N_POINTERS, N_COUNTS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,13 @@ class Arguments:
     """What a kernel is called with.
 
     *x* are float32, block after block, *out* the blocks to write; *n_blocks* is at least the number of lanes.
-    *importance* has float32 for *blocks_per_row* blocks; kernels that do not weigh must not look there.
+    *importance* has float32 for *blocks_per_row* blocks, *row_means* the mean square of each row; kernels that do not
+    weigh must not look there.
     """
 
     x: Pointer
     importance: Pointer
+    row_means: Pointer
     out: Pointer
     n_blocks: Value
     blocks_per_row: Value
@@ -27,9 +29,9 @@ class Arguments:
     @classmethod
     def of(cls, code: Code) -> Arguments:
         """Name the parameters of a function with N_POINTERS and N_COUNTS."""
-        x, importance, out = code.pointers
+        x, importance, row_means, out = code.pointers
         n_blocks, blocks_per_row = code.counts
-        return cls(x, importance, out, n_blocks, blocks_per_row)
+        return cls(x, importance, row_means, out, n_blocks, blocks_per_row)
 
 
 Build = Callable[[Code, Arguments], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.quant.fast._kernel import Arguments, Build
-from pipeline.quant.fast._tile import tiles
+from pipeline.quant.fast._tile import load_tile, tiles
 from pipeline.quant.fast._vector import HALF, INT, Code, Value, larger
 
 
@@ -30,6 +30,24 @@ def largest_magnitude(element: Any) -> Build:
         a.out.store(found)
 
     return build
+
+
+def sum_of_squares(code: Code, a: Arguments) -> None:
+    """Write the sum of the squares of each row, in the order of its elements, to *out*; rows go side by side.
+
+    A block is a row here, and *blocks_per_row* the number of its columns, a multiple of 32.
+    """
+    x, n_cols = code.rows(32), a.blocks_per_row
+
+    def tile(first: Value) -> None:
+        def columns(group: Value, total: Value) -> tuple[Value]:
+            load_tile(code, lambda lane: a.x.at(((first + lane) * n_cols + group * 32) * 4), 32, x)
+            return code.each(32, lambda i, total: (total + x[i] * x[i],), total)  # type: ignore[return-value]
+
+        (total,) = code.loop(n_cols // 32, columns, code.floats(0))
+        a.out.at(first * 4).store(total)
+
+    tiles(code, a.n_blocks, tile)
 
 
 MAGNITUDES = {2: largest_magnitude(HALF), 4: largest_magnitude(INT)}

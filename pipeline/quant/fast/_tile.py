@@ -60,13 +60,28 @@ def store_words(code: Code, words: Rows, n_bytes: int, block: Callable[[Value], 
     code.loop(code.lanes, one)
 
 
+def blocks(
+    code: Code, a: Arguments, x: Rows, words: Rows, sizes: tuple[int, int], compute: Callable[[Value], None]
+) -> None:
+    """Quantize blocks tile by tile: *compute* turns *x* into *words*, given the first block.
+
+    *sizes* are the elements and the bytes of a block.
+    """
+    n_elements, n_bytes = sizes
+
+    def tile(first: Value) -> None:
+        load_tile(code, lambda lane: a.x.at((first + lane) * (4 * n_elements)), n_elements, x)
+        compute(first)
+        start = a.out.at(first * n_bytes)
+        store_words(code, words, n_bytes, lambda lane: start.at(lane * n_bytes))
+
+    tiles(code, a.n_blocks, tile)
+
+
 def super_blocks(
     code: Code, a: Arguments, x: Rows, words: Rows, n_bytes: int, compute: Callable[[Value], None]
 ) -> None:
-    """Quantize super-blocks of 256 elements tile by tile: *compute* turns *x* into *words*, given the first block.
-
-    Blocks of *n_bytes* are written; of zeros alone, such as padding, they are zeros.
-    """
+    """Do what `blocks` does for super-blocks of 256 elements that are zeros where all elements are, as in padding."""
 
     def tile(first: Value) -> None:
         load_tile(code, lambda lane: a.x.at((first + lane) * 1024), 256, x)
@@ -81,9 +96,9 @@ def super_blocks(
     tiles(code, a.n_blocks, tile)
 
 
-def load_importance(code: Code, a: Arguments, first: Value, rows: Rows) -> None:
-    """Fill *rows* with the importance of the 256 columns that each super-block of a tile covers."""
-    load_tile(code, lambda lane: a.importance.at((first + lane) % a.blocks_per_row * 1024), 256, rows)
+def load_importance(code: Code, a: Arguments, first: Value, rows: Rows, n: int = 256) -> None:
+    """Fill *rows* with the importance of the *n* columns that each block of a tile covers."""
+    load_tile(code, lambda lane: a.importance.at((first + lane) % a.blocks_per_row * (4 * n)), n, rows)
 
 
 def weigh(code: Code, x: Rows, importance: Rows, sigma2: Value, w: Rows, n: int) -> Value:

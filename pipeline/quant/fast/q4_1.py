@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.quant.fast._block32 import Batch, Line, batches, pack_nibbles, quantize_blocks, smallest_and_range
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._vector import Code, Pointer, Value, smaller
+from pipeline.quant.fast._weighted32 import affine
 
 _BYTES, _QS = 20, 4
 
@@ -19,8 +20,13 @@ def _build(code: Code, a: Arguments) -> None:
     batches(code, a, _BYTES, quantize)
 
 
+def _build_weighted(code: Code, a: Arguments) -> None:
+    """Mirror `quantize_row_q4_1_impl`."""
+    affine(code, a, 15, _BYTES)
+
+
 def _write(x: Value, line: Line, place: Pointer) -> None:
     place.at(_QS).store(pack_nibbles(smaller(line(x).cut_off(), 15)))
 
 
-KERNEL = Kernel("Q4_1", 2.0, _build)
+KERNEL = Kernel("Q4_1", 2.0, _build, _build_weighted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.quant.fast._block32 import Batch, Line, batches, largest_element, pack_nibbles, quantize_blocks
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._vector import Code, Pointer, Value, smaller
+from pipeline.quant.fast._weighted32 import linear
 
 _BYTES, _QH, _QS = 22, 2, 6
 
@@ -18,10 +19,15 @@ def _build(code: Code, a: Arguments) -> None:
     batches(code, a, _BYTES, quantize)
 
 
+def _build_weighted(code: Code, a: Arguments) -> None:
+    """Mirror `quantize_row_q5_0_impl`."""
+    linear(code, a, 16, _BYTES)
+
+
 def _write(x: Value, line: Line, place: Pointer) -> None:
     q = smaller((x * line.inverse + line.offset).cut_off(), 31)
     place.at(_QH).store((q > 15).mask())
     place.at(_QS).store(pack_nibbles(q))
 
 
-KERNEL = Kernel("Q5_0", 1.5, _build)
+KERNEL = Kernel("Q5_0", 1.5, _build, _build_weighted)

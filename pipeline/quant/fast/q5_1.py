@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.quant.fast._block32 import Batch, Line, batches, pack_nibbles, quantize_blocks, smallest_and_range
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._vector import Code, Pointer, Value
+from pipeline.quant.fast._weighted32 import affine
 
 _BYTES, _QH, _QS = 24, 4, 8
 
@@ -19,10 +20,15 @@ def _build(code: Code, a: Arguments) -> None:
     batches(code, a, _BYTES, quantize)
 
 
+def _build_weighted(code: Code, a: Arguments) -> None:
+    """Mirror `quantize_row_q5_1_impl`."""
+    affine(code, a, 31, _BYTES)
+
+
 def _write(x: Value, line: Line, place: Pointer) -> None:
     q = line(x).cut_off()
     place.at(_QH).store(((q & 16) != 0).mask())
     place.at(_QS).store(pack_nibbles(q))
 
 
-KERNEL = Kernel("Q5_1", 2.0, _build)
+KERNEL = Kernel("Q5_1", 2.0, _build, _build_weighted)

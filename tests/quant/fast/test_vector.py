@@ -67,7 +67,7 @@ def apply(operation: Callable[..., Value], *inputs: Array, element: Any = FLOAT,
         tiles(code, a.n_blocks, one)
 
     addresses = [array.ctypes.data for array in inputs] + [0] * (2 - len(inputs))
-    load_uncached(build, processor)(*addresses, out.ctypes.data, len(out), 1)
+    load_uncached(build, processor)(*addresses, 0, out.ctypes.data, len(out), 1)
     return out
 
 
@@ -181,7 +181,7 @@ def test_a_tile_is_the_transposed_blocks(processor: Processor) -> None:
         load_tile(code, lambda lane: a.x.at(lane * 1024), 256, rows)
         code.loop(256, lambda i: a.out.at(i * (4 * n)).store(rows[i]))
 
-    load_uncached(build, processor)(x.ctypes.data, 0, out.ctypes.data, n, 1)
+    load_uncached(build, processor)(x.ctypes.data, 0, 0, out.ctypes.data, n, 1)
     assert np.array_equal(out, x.T)
 
 
@@ -199,7 +199,7 @@ def test_loops_and_branches() -> None:
             total > 44, lambda: a.out.at(12).store(total.narrow(INT)), lambda: a.out.at(12).store(none.narrow(INT))
         )
 
-    load_uncached(build, HERE)(0, 0, out.ctypes.data, 0, 0)
+    load_uncached(build, HERE)(0, 0, 0, out.ctypes.data, 0, 0)
     assert out.tolist() == [45, 66, 7, 45]
 
 
