@@ -1,4 +1,4 @@
-"""The one door to shipped files: templates/, models.toml, pin.toml, models/demo.
+"""The one door to shipped files: templates/, models.toml, pin.toml, models/demo, calibration/.
 
 In a wheel they lie in `pipeline/_data/`, in a checkout at the top level.
 """
@@ -50,8 +50,18 @@ def data_home() -> Path:
 
 
 def nearest_existing(path: Path) -> Path:
-    """Return *path*, or the nearest folder above it that is there: the disk that it will lie on."""
-    return next(there for there in (path, *path.parents) if there.exists())
+    """Return *path*, or the nearest folder above it that is there: the disk that it will lie on.
+
+    Where we may not look, what we look for counts as being there.
+    """
+    return next(there for there in (path, *path.parents) if _may_be_there(there))
+
+
+def _may_be_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
 
 
 def require_writable(folder: Path, what: str, hint: str) -> None:
@@ -61,8 +71,9 @@ def require_writable(folder: Path, what: str, hint: str) -> None:
         AccessError: saying *what* is refused, and naming the folder, with *hint* as the next step.
     """
     there = nearest_existing(folder)
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        found = "a read-only disk" if there.is_dir() and _is_read_only(there) else None
+    is_folder = os.path.isdir(there)  # noqa: PTH112  # no error where we may not look
+    if not is_folder or not os.access(there, os.W_OK | os.X_OK):
+        found = "a read-only disk" if is_folder and _is_read_only(there) else None
         raise AccessError(what, where=there, found=found, hint=hint)
 
 

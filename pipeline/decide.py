@@ -5,15 +5,11 @@ Nothing is read but headers, so a refusal comes before the heavy work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from pipeline import modelfile as modelfiles
-from pipeline import prove, publish
 from pipeline.blueprint import Blueprint
 from pipeline.errors import UnsupportedError
 from pipeline.job import Job, Prepared
-from pipeline.types import Blob, Log, Modelfile, Plan
+from pipeline.types import Log, Modelfile
 
 _RANK = 4  # LLAMA_POOLING_TYPE_RANK: a score instead of a vector
 
@@ -79,54 +75,3 @@ def require_use(blueprint: Blueprint, name: str) -> None:
             hint="Ollama would take it for a chat model and crash; add the two files (mean is usual, cls for BGE), "
             'such as {"pooling_mode_mean_tokens": true}; `convert` writes the GGUF as it is',
         )
-
-
-def make_release(
-    job: Job,
-    prepared: Prepared,
-    planned: Sequence[Plan],
-    modelfile: Modelfile,
-    paths: Sequence[Path],
-    blobs: Sequence[Blob],
-) -> publish.Release:
-    """Gather what a target needs to publish."""
-    family = modelfiles.families(job.templates).get(modelfile.family or "")
-    entries = tuple(
-        publish.ReleaseEntry(
-            tags=job.tags_of(number),
-            gguf=path,
-            gguf_blob=blob,
-            architecture=prepared.blueprint.model.arch,
-            parameter_count=prepared.blueprint.n_parameters,
-            file_type=plan.recipe,
-            template=modelfile.template,
-            system=modelfile.system,
-            params=modelfiles.params_layer(modelfile),
-            messages=modelfile.messages,
-            licenses=modelfile.licenses,
-            renderer=modelfile.renderer,
-            parser=modelfile.parser,
-            requires=modelfile.requires,
-            fallback_template=family.template if family else None,
-        )
-        for number, (plan, path, blob) in enumerate(zip(planned, paths, blobs, strict=True))
-    )
-    prompting = prompting_of(job, prepared, modelfile)
-    expected = prove.expected_prompts(prompting) if prompting.for_ollama and job.proof != "none" else ()
-    bos = prompting.template.bos if prompting.template else ""
-    prompts = tuple(publish.Prompt(messages, text.removeprefix(bos), bos) for messages, text in expected)
-    return publish.Release(*job.name_of(prepared.source), entries, prompts)
-
-
-def prompting_of(job: Job, prepared: Prepared, modelfile: Modelfile) -> prove.Prompting:
-    """Say how the checkpoint prompts, and whether Ollama is told another way."""
-    tokenizer, source = prepared.tokenizer, prepared.source
-    own, texts = tokenizer.chat_template, (tokenizer.bos or "", tokenizer.eos or "")
-    return prove.Prompting(
-        None if own is None else prove.Template(own, tokenizer.tool_template, *texts),
-        go_template=modelfile.template,
-        renderer=modelfile.renderer,
-        tokenizer=source.folder if source.gguf is None else None,
-        for_ollama="ollama" in job.targets,
-        setting=prove.Setting(modelfile.system, modelfile.messages),
-    )

@@ -18,6 +18,7 @@ from pipeline import crash, decide, prove, publish, quant, record, republish
 from pipeline import delivery as deliveries
 from pipeline import modelfile as modelfiles
 from pipeline import plan as plans
+from pipeline import release as releases
 from pipeline import report as reports
 from pipeline.checkpoint import merge_adapter, open_checkpoint
 from pipeline.delivery import Delivery
@@ -62,7 +63,7 @@ def package(job: Job, log: Log) -> Report:
             crash.point("headers read")
             files = source_files(prepared, planned)
             slot = record.Slot(record.place_of(job, prepared.source, targets), look)
-            again = partial(decide.make_release, job, prepared, planned, modelfile, [Path()] * len(planned))
+            again = partial(releases.make_release, job, prepared, planned, modelfile, [Path()] * len(planned))
             last = None if job.again else record.held(job, prepared, planned, files, slot, targets, again)
             if last is not None and len(last.targets) == len(targets):
                 return replace(last, seconds=clock.so_far())
@@ -101,7 +102,8 @@ def make(
         checks = proof(job, prepared, modelfile, list(zip(job.quants, paths, blobs, strict=True)), log)
         clock.lap("prove")
         crash.point("files proven")
-        release = decide.make_release(job, prepared, planned, modelfile, paths, blobs)
+        release = releases.make_release(job, prepared, planned, modelfile, paths, blobs)
+        release = replace(release, about=releases.describe(prepared, planned, modelfile, checks, meter))
         delivered, error = deliveries.deliver(targets, release, log)
         crash.point("all named")
         clock.lap("publish")
@@ -282,7 +284,7 @@ def proof(
     Raises:
         ProofError: if one is not what was meant, unless the job says to go on.
     """
-    checks = prove.files(job.proof, items, decide.prompting_of(job, prepared, modelfile), log.stage)
+    checks = prove.files(job.proof, items, releases.prompting_of(job, prepared, modelfile), log.stage)
     if job.force:
         for check in (check for check in checks if check.state == "different"):
             log.note(f"published although {check.name} is different: {check.detail}")

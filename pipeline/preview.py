@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline import data, decide, flow, machine, publish, quant
 from pipeline import delivery as deliveries
+from pipeline import release as releases
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.estimate import bytes_to_write, seconds_to_write
 from pipeline.job import Job, Prepared
@@ -83,7 +84,7 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
         plans = [make_plan(prepared.blueprint, recipe, job.tuning) for recipe in job.quants]
         blobs = [Blob("sha256:" + 64 * "0", plan.file_bytes) for plan in plans]  # unknown until it is written
         modelfile = decide.modelfile_of(prepared, job, log)
-        release = decide.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
+        release = releases.make_release(job, prepared, plans, modelfile, [Path()] * len(plans), blobs)
         for target in targets.values():
             target.check(release.namespace, release.model, job.tags_of_all())
         staging = next(iter(targets.values())).staging_folder

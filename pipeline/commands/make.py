@@ -50,8 +50,8 @@ _split_option = click.option(
     default=("local",),
     show_default="local",
     metavar="TARGET",
-    help="local (our registry's folder), ollama (Ollama's store), a registry: http(s)://HOST[:PORT], or static:DIR; "
-    "may be given more than once.",
+    help="local (our registry's folder), ollama, http(s)://HOST[:PORT], static:DIR or hf:ORG/NAME[+private]; may be "
+    "given more than once.",
 )
 @click.option(
     "--name", metavar="[NS/]MODEL", help="Publish under this name; default: the alias or the repository's name."

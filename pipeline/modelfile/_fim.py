@@ -27,6 +27,23 @@ TRAINED = frozenset(("starcoder", "starcoder2"))
 PLAIN = "{{ .Prompt }}"
 
 
+def lost(chat_template: str | None, go_template: str) -> set[str] | None:
+    """Tell what a model loses when Ollama prompts it through *go_template*, which fills in; None if it will not.
+
+    Of two templates Ollama takes the one that shows more abilities, and of the same number the Go template
+    (`shouldPreferChatTemplate` in server/images.go).
+    """
+    own, text = set(), chat_template or ""
+    if "tools" in text or "tool_call" in text:
+        own.add("tools")
+    if "<think>" in text and "</think>" in text:
+        own.add("thinking")
+    other = {"insert"} | {
+        name for name, field in (("tools", ".Tools"), ("thinking", ".Thinking")) if field in go_template
+    }
+    return own - other if len(own) <= len(other) else None
+
+
 def find(tokens: Container[str]) -> Fim | None:
     """Find the tokens for filling in, all three, among a tokenizer's *tokens*."""
     return next((fim for fim in _KNOWN if all(token in tokens for token in fim)), None)

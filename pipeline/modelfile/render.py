@@ -79,11 +79,9 @@ def make_modelfile(
     if template is None and chat_template is None and overrides.renderer is None:
         template = _fim.PLAIN
     made = _said(overrides, [*found.items(), *(("stop", s) for s in stops)], licenses)
-    return replace(
-        made,
-        template=_with_fim(template, overrides, architecture, tokens),
-        family=family.name if family else None,
-    )
+    fills = _with_fim(template, overrides, architecture, tokens)
+    notes = made.notes if fills == template else (*made.notes, *_fim_notes(chat_template, fills or ""))
+    return replace(made, template=fills, family=family.name if family else None, notes=notes)
 
 
 def make_embedding_modelfile(*, max_tokens: int | None, licenses: Sequence[str], overrides: Overrides) -> Modelfile:
@@ -118,6 +116,22 @@ def _said(overrides: Overrides, rows: Sequence[Parameter], licenses: Sequence[st
         parser=overrides.parser or None,
         notes=tuple(f"Ollama no longer has the parameter {name!r}: it is left out" for name in ignored),
     )
+
+
+def _fim_notes(chat_template: str | None, template: str) -> tuple[str, ...]:
+    """Say what `insert` costs.
+
+    Raises:
+        UnsupportedError: if Ollama would use the checkpoint's own template all the same.
+    """
+    lost = _fim.lost(chat_template, template)
+    if lost is None:
+        raise UnsupportedError(
+            "Ollama would not offer `insert`: it takes the checkpoint's own chat template, which shows more abilities",
+            where="fim",
+            hint="leave fim out; or publish it once more under another name, from a copy without a chat template",
+        )
+    return tuple(f"for `insert`, Ollama prompts this model by a Go TEMPLATE: {name} is lost" for name in sorted(lost))
 
 
 def _with_fim(template: str | None, overrides: Overrides, architecture: str, tokens: Container[str]) -> str | None:

@@ -54,7 +54,12 @@ class Daemon:
         return answer.ok
 
     def uses(self, store: Store) -> bool:
-        """Whether its store is *store*: a small blob that is put there must be seen by it."""
+        """Whether its store is *store*: a small blob that is put there must be seen by it.
+
+        A running Ollama has made the folder of blobs; where there is none, its store is another.
+        """
+        if not os.path.isdir(store.blobs_dir):  # noqa: PTH112  # no error where we may not look
+            return False
         with store.writing():
             blob = store.add_bytes(os.urandom(32))
             try:

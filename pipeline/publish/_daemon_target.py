@@ -58,21 +58,20 @@ class DaemonTarget(StagedTarget):
         """Send the files, make every model under a name of its own, then give them theirs; see `PublishTarget`."""
         pairs = release.names(self.host)
         self._send(release.entries, log)
+        prompts = release.prompts()
         scratch = _Scratch(self._daemon, pairs[0][0])
         with scratch.cleaned():
             log.stage("proving what Ollama made of it")
-            made = {id(entry): self._make(scratch, entry, release.prompts, log) for entry in release.entries}
+            made = {id(entry): self._make(scratch, entry, prompts, log) for entry in release.entries}
             with scratch.all_or_none() as place:
                 for name, entry in pairs:
                     place(made[id(entry)].name, str(name))
             listed = self._daemon.listed()
         checks = tuple(check for name, entry in pairs for check in self._checks(name, entry))
-        prompts = tuple(check for one in made.values() for check in one.checks)
+        proven = tuple(check for one in made.values() for check in one.checks)
         digests = tuple(f"sha256:{listed[str(name)]['digest']}" for name, _ in pairs)
         shown = [name for name, entry in pairs if name.tag == entry.tags[0]]
-        return Published(
-            tuple(name for name, _ in pairs), digests, tuple(f"ollama run {name}" for name in shown), checks + prompts
-        )
+        return Published(tuple(name for name, _ in pairs), digests, tuple(map(release.use, shown)), checks + proven)
 
     def _send(self, entries: Sequence[ReleaseEntry], log: Log) -> None:
         missing = {

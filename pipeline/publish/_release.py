@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UsageError
+from pipeline.runtime.ollama import daemon_url
 from pipeline.store import Name, slug
 from pipeline.types import Blob, Check
+
+# The check that says whether Ollama can pull from there; the registry's settings decide, not what was published.
+PULL_CHECK = "ollama pull"
 
 _NAME_RULE = "model or namespace/model, in lower-case letters and digits joined by . _ or -; the tags are ours"
 
@@ -51,13 +57,42 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
+class About:
+    """What people are told of a release, where there is a place for it: facts of the source and of the making.
+
+    *errors* are, by recipe, the largest relative error of a tensor and its name; *is_sample* says that not every row
+    was measured.
+    """
+
+    repository: str | None = None
+    commit: str | None = None
+    license: str | None = None
+    is_embedding: bool = False
+    errors: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    is_sample: bool = False
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Release:
-    """The entries that are published together under "namespace/model"; *prompts* are for a place that renders them."""
+    """The entries that are published together under "namespace/model".
+
+    *prompts* renders conversations, for a place that can be asked for its own rendering; *about* is for people.
+    """
 
     namespace: str
     model: str
     entries: tuple[ReleaseEntry, ...]
-    prompts: tuple[Prompt, ...] = ()
+    prompts: Callable[[], tuple[Prompt, ...]] = tuple
+    about: About = field(default_factory=About)
+
+    def use(self, name: Name | str) -> str:
+        """Return the command that tries a published model: a question, or a text to make a vector of."""
+        if not self.about.is_embedding:
+            return f"ollama run {name}"
+        body = json.dumps({"model": str(name), "input": "Why is the sky blue?"})
+        return f"curl {daemon_url()}/api/embed -d {shlex.quote(body)}"
 
     def names(self, host: str) -> tuple[tuple[Name, ReleaseEntry], ...]:
         """Pair the full name of each tag with its entry, in order.

@@ -18,7 +18,7 @@ class LocalTarget(StoreTarget):
         names, digests, checks = self.write(release, log)
         shown = [f"{replace(names[0], host=registry_host(), tag=entry.tags[0])}" for entry in release.entries]
         pulls = [f"ollama pull --insecure {name}" for name in shown]
-        return Published(names, digests, ("gguf-pipeline serve", *pulls, f"ollama run {shown[0]}"), checks)
+        return Published(names, digests, ("gguf-pipeline serve", *pulls, release.use(shown[0])), checks)
 
 
 class _Local:

@@ -28,7 +28,7 @@ class OllamaTarget(StoreTarget):
         with closing(_daemon.Daemon()) as daemon:
             seen = _daemon.check_listed(daemon, dict(zip(map(str, names), digests, strict=True)), self.store.root)
         shown = [replace(names[0], tag=entry.tags[0]) for entry in release.entries]
-        return Published(names, digests, tuple(f"ollama run {name}" for name in shown), (*checks, seen))
+        return Published(names, digests, tuple(map(release.use, shown)), (*checks, seen))
 
     def _note_owner(self, log: Log) -> None:
         """Say when Ollama runs as somebody else: it reads our blobs, but can not touch or remove them."""

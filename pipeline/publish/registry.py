@@ -16,7 +16,7 @@ from pipeline.publish import _layers
 from pipeline.publish._body import changed
 from pipeline.publish._read_back import present, read_back
 from pipeline.publish._registry_api import Reader, RegistryApi
-from pipeline.publish._release import Published, Release, ReleaseEntry
+from pipeline.publish._release import PULL_CHECK, Published, Release, ReleaseEntry
 from pipeline.publish._staged import StagedTarget
 from pipeline.publish._target import redacted
 from pipeline.publish._upload import CHUNK_BYTES, Content, Uploader
@@ -74,7 +74,7 @@ class RegistryTarget(StagedTarget):
             _require_same(self.host, checks)
         digests = tuple(hash_bytes(manifest.to_bytes()).digest for _, manifest in manifests)
         checks += (self._try_pull(pairs[0][0]),)
-        return Published(tuple(name for name, _ in pairs), digests, self._commands(pairs), checks)
+        return Published(tuple(name for name, _ in pairs), digests, self._commands(release, pairs), checks)
 
     def _send_blobs(self, repository: str, contents: Sequence[Content], log: Log) -> None:
         uploader = Uploader(self._api, repository, self._chunk_bytes)
@@ -98,7 +98,7 @@ class RegistryTarget(StagedTarget):
 
     def _try_pull(self, name: Name) -> Check:
         """Ask for the model as `ollama pull` does: without a login, and by the addresses that it takes."""
-        label, command = "ollama pull", self._pull(name)
+        label, command = PULL_CHECK, self._pull(name)
         try:
             with session(self._wire.host) as http:
                 problem = try_pull(http, self._wire.base, name.repository, name.tag)
@@ -111,9 +111,9 @@ class RegistryTarget(StagedTarget):
     def _pull(self, name: Name) -> str:
         return f"ollama pull {'--insecure ' if self._is_http else ''}{name}"
 
-    def _commands(self, pairs: Sequence[tuple[Name, ReleaseEntry]]) -> tuple[str, ...]:
+    def _commands(self, release: Release, pairs: Sequence[tuple[Name, ReleaseEntry]]) -> tuple[str, ...]:
         shown = [name for name, entry in pairs if name.tag == entry.tags[0]]
-        return (*map(self._pull, shown), f"ollama run {shown[0]}")
+        return (*map(self._pull, shown), release.use(shown[0]))
 
 
 def _contents(entries: Sequence[ReleaseEntry], made: Mapping[int, _layers.Assembled]) -> list[Content]:

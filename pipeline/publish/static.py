@@ -172,7 +172,7 @@ class StaticTarget(StagedTarget):
     def _commands(self, release: Release) -> tuple[str, ...]:
         pulls = [f"{self.host}/{release.namespace}/{release.model}:{entry.tags[0]}" for entry in release.entries]
         serve = f"nginx -p {shlex.quote(str(self._tree.root))} -c nginx.conf"
-        return serve, *(f"ollama pull --insecure {name}" for name in pulls), f"ollama run {pulls[0]}"
+        return serve, *(f"ollama pull --insecure {name}" for name in pulls), release.use(pulls[0])
 
 
 class _Static:

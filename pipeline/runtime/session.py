@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +18,12 @@ from typing import Any
 import requests
 
 from pipeline.errors import InputError, ToolError
+from pipeline.runtime.child import bound_to_us
 from pipeline.runtime.llama import BUILD_HINT, find_llama
 from pipeline.runtime.prebuilt import prebuilt_command, prebuilt_version
 
 DEFAULT_CONTEXT = 4096
 
-_BOUND = Path(__file__).with_name("_bound.py")
 _STOP_SECONDS = 10.0
 # For a start with hundreds of gigabytes from a slow disk; for the whole of an answer, or between two pieces of one.
 _PATIENCE_SECONDS = 1800.0
@@ -242,7 +241,7 @@ def _running(command: list[str], key: str, gguf: Path, patience: float) -> Itera
     with tempfile.TemporaryFile() as log:
         # A session of its own: Ctrl-C is for the person's answer, not for the server.
         child = subprocess.Popen(
-            _bound_to_us(command),
+            bound_to_us(command),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -253,13 +252,6 @@ def _running(command: list[str], key: str, gguf: Path, patience: float) -> Itera
             yield _wait_until_ready(child, log.fileno(), gguf, patience)
         finally:
             _end(child)
-
-
-def _bound_to_us(command: list[str]) -> list[str]:
-    """Let *command* end with this process even if that is killed, where the system can (Linux)."""
-    if sys.platform != "linux":
-        return command
-    return [sys.executable, "-I", "-S", str(_BOUND), str(os.getpid()), *command]
 
 
 def _wait_until_ready(child: subprocess.Popen[bytes], log: int, gguf: Path, patience: float) -> str:

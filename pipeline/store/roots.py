@@ -35,7 +35,8 @@ def ollama_store_root(service_root: Path = _SERVICE_ROOT) -> Path:
     if own:
         return Path(own).expanduser().absolute()
     home = Path.home() / ".ollama" / "models"
-    return service_root if not home.is_dir() and service_root.is_dir() else home
+    # os.path, because a folder that we may not look into is none to us, and no error.
+    return service_root if not os.path.isdir(home) and os.path.isdir(service_root) else home  # noqa: PTH112
 
 
 def registry_address() -> str:

@@ -66,6 +66,21 @@ def test_a_real_template_tells_tools_and_thinking(
     assert sorted(ollama.post("/api/show", model=publish(folder))["capabilities"]) == TEMPLATES[template]
 
 
+def test_a_decoder_that_pools_makes_vectors(
+    ollama: Any, publish: Callable[..., str], repository: Path, tmp_path: Path
+) -> None:
+    """A model of Qwen's kind with a pooling beside it is an embedding model, and Ollama makes vectors with it."""
+    folder = shutil.copytree(repository / "tests" / "fixtures" / "arch" / "qwen3", tmp_path / "qwen3-embedding")
+    shutil.copy(repository / "tests" / "fixtures" / "arch" / "bert" / "modules.json", folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    name = publish(folder, "--proof", "quick")
+    assert ollama.post("/api/show", model=name)["capabilities"] == ["embedding"]
+    first, second, again = ollama.post("/api/embed", model=name, input=["one", "another", "one"])["embeddings"]
+    assert first == again != second
+    assert abs(sum(value * value for value in first) - 1) < 1e-5
+
+
 def test_a_base_model_is_sent_the_text_alone(ollama: Any, publish: Callable[..., str]) -> None:
     """Nothing is put around the text of a model without a chat template; `suffix` is refused where it can not fill."""
     name = publish("gpt2")
@@ -87,6 +102,26 @@ def test_filling_in_the_middle(ollama: Any, publish: Callable[..., str]) -> None
     assert filled["done_reason"] in ("length", "stop")
     raw = ollama.post("/api/generate", model=name, prompt=wanted, raw=True, options=options)
     assert (filled["response"], filled["prompt_eval_count"]) == (raw["response"], raw["prompt_eval_count"])
+
+
+@pytest.mark.parametrize(
+    ("template", "capabilities"),
+    [("Qwen-Qwen2.5-7B-Instruct", ["completion", "insert"]), ("Qwen-Qwen3-0.6B", None)],
+)
+def test_what_filling_in_costs_a_chat_model(
+    template: str, capabilities: list[str] | None, ollama: Any, cli: Any, publish: Callable[..., str], repository: Path,
+    tmp_path: Path, llama: Any,
+) -> None:  # fmt: skip
+    """Ollama takes one of two templates: where it takes ours, what is lost is said; where not, we refuse."""
+    folder = shutil.copytree(repository / "tests" / "fixtures" / "arch" / "granite", tmp_path / "coder")
+    shutil.copy(llama.source_dir / "models" / "templates" / f"{template}.jinja", folder / "chat_template.jinja")
+    options = ("--with-template", "--fim")
+    said = cli("modelfile", folder, *options, check=False)
+    if capabilities is None:
+        assert (said.returncode, "would not offer `insert`" in said.stderr) == (3, True)
+        return
+    assert "tools is lost" in said.stderr
+    assert sorted(ollama.post("/api/show", model=publish(folder, *options))["capabilities"]) == capabilities
 
 
 def test_filling_in_on_request(ollama: Any, publish: Callable[..., str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -107,6 +109,19 @@ def test_all_minilm(quant: str, minilm: Path, ollama: Any, pull: Any, oracle: Ca
     shown = ollama.post("/api/show", model=model)
     assert (shown["capabilities"], shown["details"]["family"]) == (["embedding"], "bert")
     assert shown["parameters"].split() == ["num_ctx", "256"]
+
+
+def test_the_printed_command_works(minilm: Path, ollama: Any, cli: Any) -> None:
+    """What is to be pasted for an embedding model asks for a vector, for there is nothing to chat with."""
+    done = cli(
+        *("publish", minilm, "--to", "ollama", "--quant", "F16", "--errors", "none", "--name", "mini"),
+        OLLAMA_MODELS=str(ollama.models), OLLAMA_HOST=ollama.host,
+    )  # fmt: skip
+    (command,) = (line.strip() for line in done.stdout.splitlines() if "/api/embed" in line)
+    program, url, option, body = shlex.split(command)
+    assert (program, url, option) == ("curl", f"{ollama.url}/api/embed", "-d")
+    (vector,) = ollama.post("/api/embed", **json.loads(body))["embeddings"]
+    assert len(vector) == 384
 
 
 def test_fewer_dimensions(minilm: Path, ollama: Any, pull: Any, oracle: Callable[[str], ModuleType]) -> None:

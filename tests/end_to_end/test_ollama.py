@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.prove.prompt import render_chat
+from pipeline.prove.prompt import render_chats, variables
 
 pytestmark = [pytest.mark.native, pytest.mark.ollama]
 
@@ -60,7 +60,7 @@ def test_the_prompt_is_the_checkpoints_own(pulled: tuple[Any, str], demo: Path) 
             "/api/chat", model=f"{name}:Q4_K_M", messages=messages, truncate=False, _debug_render_only=True
         )
         rendered = answer["_debug_info"]["rendered_template"]
-        assert render_chat(template, messages) == rendered
+        assert render_chats(template, [variables(messages)]) == [rendered]
 
 
 def test_show_tells_what_was_packaged(pulled: tuple[Any, str], demo: Path) -> None:

@@ -312,6 +312,8 @@ class Disk:
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
     """Make a disk in memory with mount options: `disk("size=1m")`; no rights are needed, but Linux with namespaces."""
     holders: list[subprocess.Popen[str]] = []
+    if shutil.which("unshare") is None or shutil.which("nsenter") is None:
+        pytest.skip("unshare and nsenter are needed (util-linux)")
 
     def make(options: str, name: str = "disk") -> Disk:
         folder = tmp_path / name

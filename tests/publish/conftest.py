@@ -16,6 +16,7 @@ from pipeline.types import Blob
 
 # Where tests/oracle opens each kind of target, by the kind's name; a target without a line here fails its contract.
 HARNESSES = {
+    "hub": "hub_harness",
     "local": "store_harness",
     "ollama": "store_harness",
     "registry": "registry_harness",

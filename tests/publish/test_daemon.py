@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,11 @@ import pytest
 from pipeline import flow
 from pipeline.errors import AccessError, FormatError, ProofError
 from pipeline.job import Job
+from pipeline.preview import describe_publication
 from pipeline.publish import Prompt, Published, Release, ReleaseEntry, open_target
 from pipeline.publish._daemon_target import DaemonTarget
 from pipeline.publish.ollama import OllamaTarget
+from pipeline.store import hash_file
 from pipeline.types import Blob
 
 pytestmark = pytest.mark.ollama
@@ -56,10 +60,10 @@ def small(entry: MakeEntry, tmp_path: Path) -> Callable[..., ReleaseEntry]:
 def publish(silent_log: Any) -> Callable[..., Published]:
     """Publish some entries as library/demo through the daemon."""
 
-    def run(*entries: ReleaseEntry, prompts: tuple[Prompt, ...] = ()) -> Published:
+    def run(*entries: ReleaseEntry) -> Published:
         with open_target("ollama") as target:
             assert isinstance(target, DaemonTarget)
-            return target.publish(Release("library", "demo", entries, prompts), silent_log)
+            return target.publish(Release("library", "demo", entries), silent_log)
 
     return run
 
@@ -135,7 +139,7 @@ def test_a_guessed_template_is_replaced_and_the_prompt_proven(
 ) -> None:
     """Ollama takes a template of its own for the demo; ours goes in its place, and prompts are the checkpoint's."""
     silent_log.notes.clear()
-    report = flow.package(Job(str(demo), ("Q8_0",), "ollama"), silent_log)
+    report = flow.package(Job(str(demo), ("Q8_0",), ("ollama",)), silent_log)
     assert any("its template 'chatml'" in note for note in silent_log.notes)
     states = {check.name: check.state for check in report.checks}
     assert states["Q8_0 prompt in Ollama"] == "proven"
@@ -152,12 +156,51 @@ def test_a_guessed_template_is_replaced_and_the_prompt_proven(
 def test_another_prompt_is_not_published(ollama: Any, demo: Path, silent_log: Any, tmp_path: Path) -> None:
     """Where Ollama would send something else than the checkpoint's template renders, no name is given."""
     path = tmp_path / "demo.gguf"
-    _, blob = flow.convert(str(demo), path, "F16", silent_log)
+    flow.convert(str(demo), path, "F16", silent_log)
+    blob = hash_file(path)
     made = ReleaseEntry(("F16",), path, blob, "qwen2", 1, "F16")
     prompt = Prompt(({"role": "user", "content": "Hi"},), "something else", "")
     with pytest.raises(ProofError, match="another prompt"), open_target("ollama") as target:
-        target.publish(Release("library", "demo", (made,), (prompt,)), silent_log)
+        target.publish(Release("library", "demo", (made,), lambda: (prompt,)), silent_log)
     assert _names(ollama) == {}
+
+
+def test_a_dry_run_writes_nothing(
+    ollama: Any, demo: Path, silent_log: Any, publish: Callable[..., Published], small: Callable[..., ReleaseEntry],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """A dry run asks the daemon what is there, and leaves nothing anywhere."""
+    job = Job(str(demo), ("Q4_K_M",), ("ollama",), name="demo")
+    (would,) = describe_publication(job, silent_log)
+    assert (would["targets"][0]["replaces"], _names(ollama)) == ([], {})
+    assert not (tmp_path / "not the daemon's").exists()
+    publish(small())
+    (would,) = describe_publication(job, silent_log)
+    assert would["targets"][0]["replaces"] == ["Q4_K_M", "latest"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="seteuid does not change what a thread may read there")
+def test_a_store_that_we_may_not_look_into(
+    ollama: Any, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The store of another user, in a folder that is closed to us, is left alone: the daemon is asked."""
+    closed = tmp_path_factory.mktemp("closed")
+    monkeypatch.setenv("OLLAMA_MODELS", str(closed / "ollama" / "models"))
+    with open_target("ollama") as target:  # everything is imported now
+        assert isinstance(target, DaemonTarget)
+    closed.chmod(0)
+    before = os.geteuid()
+    try:
+        if before == 0:
+            os.seteuid(65534)
+        with open_target("ollama") as target:
+            assert isinstance(target, DaemonTarget)
+        monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:1")
+        with pytest.raises(AccessError, match="can not be written"):
+            open_target("ollama")
+    finally:
+        os.seteuid(before)
+        closed.chmod(0o700)
 
 
 def test_its_own_store_is_written_directly(ollama: Any, monkeypatch: pytest.MonkeyPatch) -> None:

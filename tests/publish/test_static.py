@@ -16,6 +16,8 @@ import pytest
 import requests
 
 from pipeline.errors import UsageError
+from pipeline.job import Job
+from pipeline.preview import describe_publication
 from pipeline.publish import Published, Release, ReleaseEntry, open_target
 from pipeline.store.manifest import MANIFEST
 from pipeline.types import Blob
@@ -136,6 +138,16 @@ def test_ollama_pulls_from_nginx(
     assert len([size for size in parts if size > 1 << 20]) >= 3
     shown = ollama.post("/api/show", model=f"{server.address}/library/big:F16")
     assert (shown["system"], shown["license"], shown["details"]["quantization_level"]) == (small.system, "MIT", "F16")
+
+
+def test_a_dry_run_writes_nothing(folder: Path, demo: Path, silent_log: Any, publish: Publish) -> None:
+    """A dry run says what is there already, and makes no folder."""
+    job = Job(str(demo), ("Q4_K_M",), (f"static:{folder}",), name="demo")
+    (would,) = describe_publication(job, silent_log)
+    assert (would["targets"][0]["replaces"], folder.exists()) == ([], False)
+    publish()
+    (would,) = describe_publication(job, silent_log)
+    assert would["targets"][0]["replaces"] == ["Q4_K_M", "latest"]
 
 
 def test_two_models_share_a_file(folder: Path, publish: Publish) -> None:

@@ -1,0 +1,110 @@
+"""Runs llama-imatrix: a GGUF and a text come in, a file with an importance matrix goes out."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ToolError, UsageError
+from pipeline.runtime.child import bound_to_us
+from pipeline.runtime.llama import require_llama
+
+_TOTAL = re.compile(rb"computing over (\d+) chunks")
+_DONE = re.compile(rb"\[(\d+)\][-\d.naif]+,")
+_TOO_SHORT = re.compile(rb"you need at least (\d+) tokens|not enough tokens left")
+_LAST_LINES = 12
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What llama-imatrix is told: *context* is the length of a chunk in tokens.
+
+    At most *n_chunks* are taken, all where it is None, from chunk *first* on; *before* are matrices that are added to.
+    *threads* 0 is for llama.cpp to choose; *with_output* collects for the output tensor, too.
+    """
+
+    context: int = 512
+    n_chunks: int | None = None
+    first: int = 0
+    before: tuple[Path, ...] = ()
+    threads: int = 0
+    with_output: bool = False
+
+    def arguments(self) -> list[str]:
+        """Return the options as llama-imatrix takes them."""
+        made = ["-c", str(self.context), "-b", str(max(self.context, 512)), "--chunk", str(self.first)]
+        made += ["--chunks", str(self.n_chunks)] if self.n_chunks is not None else []
+        made += ["--in-file", ",".join(str(path.resolve()) for path in self.before)] if self.before else []
+        made += ["-t", str(self.threads)] if self.threads else []
+        made += ["--process-output"] if self.with_output else []
+        return made
+
+
+def compute_imatrix(
+    model: Path, text: Path, output: Path, how: Calibration, progress: Callable[[int, int], None]
+) -> None:
+    """Compute the importance matrix of the GGUF *model* over *text* and write it to *output*, in GGUF form.
+
+    *progress* is called with the chunks done and the chunks in all.  The file names its text by its name alone.
+
+    Raises:
+        ToolError: if llama.cpp is not built, or fails.
+        UsageError: if the text is too short.
+    """
+    if any("," in str(path) for path in how.before):
+        raise UsageError(
+            "llama-imatrix cannot take a file with a comma in its name", found=", ".join(map(str, how.before))
+        )
+    program = require_llama().program("llama-imatrix")
+    command = [
+        str(program), "-m", str(model.resolve()), "-f", f"./{text.name}" if text.name.startswith("-") else text.name,
+        "-o", str(output.resolve()), "--output-format", "gguf", "--offline", *how.arguments(),
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    with subprocess.Popen(
+        bound_to_us(command),
+        cwd=text.resolve().parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+    ) as child:
+        try:
+            said = _follow(child, progress)
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode == 0 and output.is_file():
+        return
+    if found := _TOO_SHORT.search(said):
+        raise UsageError(
+            "the text is too short for an importance matrix",
+            where=text,
+            expected=f"{int(found[1])} tokens" if found[1] else "more chunks than are left out",
+            hint="take a longer text, or shorter chunks with --ctx",
+        )
+    end = "\n".join(_lines(said)[-_LAST_LINES:])
+    raise ToolError(f"llama-imatrix ended with {child.returncode}", where=model, found=end)
+
+
+def _follow(child: subprocess.Popen[bytes], progress: Callable[[int, int], None]) -> bytes:
+    """Read what the program says until it ends, and tell of chunks as it counts them."""
+    assert child.stdout is not None  # noqa: S101  it was asked for
+    said, seen, total = b"", 0, 0
+    while piece := os.read(child.stdout.fileno(), 1 << 16):
+        said = (said + piece)[-(1 << 20) :]
+        if not total and (found := _TOTAL.search(said)):
+            total = int(found[1])
+        done = [int(number) for number in _DONE.findall(said[-(1 << 12) :])]
+        if total and done and done[-1] > seen:
+            seen = done[-1]
+            progress(min(seen, total), total)
+    return said
+
+
+def _lines(said: bytes) -> list[str]:
+    return [line for line in said.decode(errors="replace").splitlines() if line.strip()]
