@@ -121,7 +121,7 @@ def _number(at: _At, value: Any) -> int:
 
 
 def _quants(at: _At, value: Any) -> tuple[str, ...]:
-    names = tuple(name.upper() for name in _texts(at, value))
+    names = tuple(quant.ALIASES.get(name.upper(), name.upper()) for name in _texts(at, value))
     if unknown := [name for name in names if name not in quant.recipes()]:
         raise at.error("is no quantization", expected=", ".join(sorted(quant.recipes())), found=unknown[0])
     return names
