@@ -25,7 +25,7 @@ from pipeline.machine import usable_cores
 from pipeline.measure import ErrorMeter, Sums, keeps_values
 from pipeline.types import Blob, Plan, PlannedTensor, View
 
-# Elements in a tile: large enough that the interpreter does not count, small enough for the cache of a core.
+# The most elements in a tile; an engine may want fewer.
 TILE_ELEMENTS = 1 << 19
 
 # Exponent bits that are all ones mean Inf or NaN; a magnitude from here on is not finite.
@@ -118,7 +118,7 @@ def encode(
         pool = stack.enter_context(ThreadPoolExecutor(workers, "encode"))
         if on_error is not None:
             stack.push(lambda kind, _error, _trace: on_error() if kind else None)
-        tiles = _tiles(zip(*(out.plan.tensors for out in outputs), strict=True))
+        tiles = _tiles(zip(*(out.plan.tensors for out in outputs), strict=True), chosen)
         for tile, encoded in _in_order(pool, workers, tiles, reader, chosen, meter):
             for output, (writer, tensor, part) in enumerate(zip(writers, tile.tensors, encoded.parts, strict=True)):
                 if tile.first == 0:
@@ -147,7 +147,9 @@ def derive(
     workers = threads or usable_cores()
     chosen = choose_engine(engine, [tensors])
     with ThreadPoolExecutor(workers, "derive") as pool:
-        for tile, encoded in _in_order(pool, workers, _tiles((tensor,) for tensor in tensors), reader, chosen):
+        for tile, encoded in _in_order(
+            pool, workers, _tiles(((tensor,) for tensor in tensors), chosen), reader, chosen
+        ):
             yield tile.tensors[0], tile.first, encoded.parts[0]
 
 
@@ -168,11 +170,12 @@ def choose_engine(name: str, files: Sequence[Sequence[PlannedTensor]]) -> quant.
 
 def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) -> int:
     """Estimate the most memory that `encode` takes: tiles in flight, and what each worker uses beside them."""
+    chosen = choose_engine(engine, [plan.tensors for plan in plans])
     raw = made = 0
     wanted: set[str] = set()
     for tensors in zip(*(plan.tensors for plan in plans), strict=True):
         first = tensors[0]
-        n = min(first.n_rows, max(1, TILE_ELEMENTS // first.n_cols)) * first.n_cols
+        n = min(first.n_rows, _rows_of_tile(first.n_cols, chosen)) * first.n_cols
         dtype = first.view.dtype if first.view else first.type
         kinds = {tensor.type for tensor in tensors} - {dtype}
         raw = max(raw, _bytes_of(dtype, n))
@@ -180,17 +183,21 @@ def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) 
         wanted |= kinds
     # Beside its tile a worker has the tile's bits, checked for NaN.
     tiles = (threads + 2) * (raw + made) + threads * 2 * raw
-    return tiles + choose_engine(engine, [plan.tensors for plan in plans]).memory_bytes(wanted, threads)
+    return tiles + chosen.memory_bytes(wanted, threads)
 
 
 def _bytes_of(kind: str, n: int) -> int:
     return tensor_bytes(kind, (n,))
 
 
-def _tiles(planned: Iterable[tuple[PlannedTensor, ...]]) -> Iterator[_Tile]:
+def _rows_of_tile(n_cols: int, engine: quant.Engine) -> int:
+    return max(1, min(TILE_ELEMENTS, engine.tile_elements) // n_cols)
+
+
+def _tiles(planned: Iterable[tuple[PlannedTensor, ...]], engine: quant.Engine) -> Iterator[_Tile]:
     for tensors in planned:
         n_rows, n_cols = tensors[0].n_rows, tensors[0].n_cols
-        step = max(1, TILE_ELEMENTS // n_cols)
+        step = _rows_of_tile(n_cols, engine)
         for first in range(0, n_rows, step):
             yield _Tile(tensors, first, min(first + step, n_rows))
 

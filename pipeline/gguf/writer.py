@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +20,8 @@ from pipeline.errors import AccessError, FormatError, ResourceError
 from pipeline.gguf.header import alignment_of, encode_plan_header
 from pipeline.gguf.tensor_types import padded, tensor_bytes
 from pipeline.types import Blob, Plan, PlannedTensor
+
+_WORTH_A_THREAD = 1 << 17  # bytes; handing over a chunk takes as long as hashing some thousands
 
 Chunk = bytes | bytearray | memoryview | np.ndarray
 
@@ -49,6 +52,7 @@ class GgufWriter:
         self._temporary: Path | None = None
         self._fd = -1
         self._sha256 = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1, "hash")
         self._position = 0  # absolute, in bytes
         self._next = 0  # index of the tensor that must begin next
         self._current: PlannedTensor | None = None
@@ -160,12 +164,18 @@ class GgufWriter:
         return self.plan.data_start + tensor.offset + tensor.n_bytes
 
     def _append(self, chunk: memoryview) -> None:
-        self._sha256.update(chunk)
+        """Hash and write *chunk*: large ones at the same time, for both are at work outside the interpreter."""
+        hashing: AbstractContextManager[None] = nullcontext()
+        if len(chunk) < _WORTH_A_THREAD:
+            self._sha256.update(chunk)
+        else:
+            hashing = _until_done(self._hasher.submit(self._sha256.update, chunk))
         self._position += len(chunk)
-        with refused(self.path, self.plan.file_bytes):
+        with hashing, refused(self.path, self.plan.file_bytes):
             whole.write_all(self._fd, chunk)
 
     def _close(self) -> None:
+        self._hasher.shutdown()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -174,6 +184,15 @@ class GgufWriter:
         self._close()
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _until_done(future: Future[None]) -> Iterator[None]:
+    """Wait for *future* at the end, whatever happens: it uses the caller's memory."""
+    try:
+        yield
+    finally:
+        future.result()
 
 
 def _as_bytes(data: Chunk) -> memoryview:

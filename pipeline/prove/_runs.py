@@ -106,7 +106,7 @@ def _run(item: Item, prompting: Prompting | None, rendered: list[Rendered] | Che
             checks.append(_decodes(item.recipe, session))
             if prompting is not None:
                 checks += _cuts_and_prompts(session, item.metadata, prompting, rendered)
-    except (ToolError, InputError) as error:
+    except (ToolError, InputError, ResourceError) as error:
         last = (error.found or "").strip().splitlines()[-_LOG_LINES:]
         checks.append(Check(f"{item.recipe} load", "different", " / ".join([error.what, *last])))
     return checks

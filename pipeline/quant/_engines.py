@@ -30,6 +30,10 @@ class Engine(Protocol):
     def name(self) -> str:
         """What the command line calls it."""
 
+    @property
+    def tile_elements(self) -> int:
+        """How many elements it likes to be given at once."""
+
     def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
         """Estimate what quantizing to *kinds*, types by name, takes beside the rows, as far as it is not taken yet."""
 
@@ -47,6 +51,7 @@ class NumpyEngine:
     """The kernels that the types themselves bring."""
 
     name = "numpy"
+    tile_elements = 1 << 19  # large enough that the interpreter does not count
 
     def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
         """Estimate the scratch memory: each thread has its own, which conversions hardly touch."""

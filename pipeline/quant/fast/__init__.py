@@ -43,6 +43,7 @@ class FastEngine:
     """
 
     name = "fast"
+    tile_elements = 1 << 18  # as float32, with its source, it fits the second-level cache of a core
 
     def __init__(self, processor: Processor | None = None, folder: Path | None = None) -> None:
         self.processor = processor or host()
