@@ -148,7 +148,12 @@ def six_bit_weights(x: F32, out: F32) -> None:
 def store_six_bits(ls: U8, lm: U8, out: Array) -> tuple[U8, U8]:
     """Write 6-bit scales and minimums, (8, n) each, and return them as `get_scale_min_k4` reads them."""
     top = np.uint8(63)
-    pack_scales(np.minimum(ls, top), np.minimum(lm, top), out)
+    return store_unclipped(np.minimum(ls, top), np.minimum(lm, top), out)
+
+
+def store_unclipped(ls: U8, lm: U8, out: Array) -> tuple[U8, U8]:
+    """Do the same with numbers that may have wrapped; what does not fit 6 bits runs into others, as in C."""
+    pack_scales(ls, lm, out)
     sc, m = unpack_scales(out)
     return sc.T, m.T
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.quant._k_affine import (
     quantize_super_blocks,
     six_bit_weights,
     store_six_bits,
+    store_unclipped,
 )
 from pipeline.quant._search import Candidates
 
@@ -22,6 +24,7 @@ _BLOCK: Final = np.dtype([("d", "<u2"), ("dmin", "<u2"), ("scales", "u1", 12), (
 _FORMAT: Final = Format(
     32, 63, Candidates(first=-1.0, delta=0.1, n_steps=20, n_max=15), six_bit_weights, 2, store_six_bits
 )
+_WEIGHTED: Final = replace(_FORMAT, store=store_unclipped)
 
 
 class _Type(BlockType):
@@ -40,7 +43,7 @@ class _Type(BlockType):
     def quantize_weighted(self, x: F32, out: U8, weights: Weights) -> None:
         """Mirror `quantize_row_q4_K_impl`."""
         y = out.view(_BLOCK)[:, 0]
-        _pack(quantize_super_blocks(x, y, _FORMAT, weights.importance), y)
+        _pack(quantize_super_blocks(x, y, _WEIGHTED, weights.importance), y)
 
     def dequantize_blocks(self, data: U8, out: F32) -> None:
         """Mirror `dequantize_row_q4_K`."""

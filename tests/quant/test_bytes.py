@@ -232,6 +232,30 @@ def test_native_types_need_the_library(kind: NativeType, monkeypatch: pytest.Mon
         quantize(kind, np.zeros((1, 256), np.float32), np.ones(256, np.float32))
 
 
+def wild_case(seed: int) -> tuple[F32, F32]:
+    """Return rows and an importance of the kinds that differ where one step of C is missing: few and far numbers."""
+    rng = np.random.default_rng(seed)
+    low, high = sorted(rng.integers(-149, 128, 2))
+    width = int(rng.choice([16, 32, 64, 256]))
+    scale = np.exp2(rng.integers(low, high + 1, (2048 // width, 1)).astype(float))
+    x = (rng.standard_normal((2048 // width, width)) + rng.choice([0, 0, 1, -1, -1000])) * scale
+    x *= rng.random(x.shape) < rng.choice([1, 0.5, 0.05, 0.9])
+    importance = rng.exponential(1, 512) * (rng.random(512) < rng.choice([1, 0.5, 0.05]))
+    rows = np.clip(x, -3.4e38, 3.4e38).astype(np.float32).reshape(-1, 512)
+    return rows, importance.astype(np.float32)
+
+
+@by_engine(WEIGHTED, "build_weighted")
+def test_wild_weighted_cases_equal_the_reference(quantize: Quantizer, kind: BlockType, libggml: Any) -> None:
+    """Sums that cancel, scales that wrap, means that overflow: the reference's bytes, also where they make no sense."""
+    different = []
+    for seed in (*range(20), 164, 165, 231):  # in the last three a scale wraps
+        x, importance = wild_case(seed)
+        if quantize(kind, x, importance).tobytes() != libggml.quantize(kind.id, x, importance).tobytes():
+            different.append(seed)
+    assert different == []
+
+
 def test_a_single_column_is_added_in_order(libggml: Any) -> None:
     """One sub-block alone in a search gives the reference's bytes: its sums are not added pairwise."""
     rng = np.random.default_rng(11)
