@@ -16,7 +16,7 @@ import click
 
 from pipeline import __version__
 from pipeline.commands import calibrate, look, make, many, serving, stock
-from pipeline.errors import PipelineError, ResourceError, from_os_error
+from pipeline.errors import PipelineError, from_os_error, not_enough_memory
 
 _SAME_WISH_S = 1.0  # a terminal that closes may send SIGHUP twice
 _EPILOG = """\b
@@ -79,7 +79,7 @@ class _Group(click.Group):
         except OSError as error:
             _fail(from_os_error(error))
         except MemoryError:
-            _fail(ResourceError("not enough memory", hint="--threads 1 takes the least; or free some memory"))
+            _fail(not_enough_memory())
         except KeyboardInterrupt:
             _stop(signal.SIGINT)
         except _Stopped as stopped:

@@ -51,14 +51,14 @@ class Visible:
 
 @contextmanager
 def opened(texts: Sequence[str]) -> Iterator[Targets]:
-    """Open every target; one that is named twice counts once.
+    """Open every target, by its text without a password; one that is named twice counts once.
 
     Raises:
         UsageError: if no kind of target accepts one.
         AccessError: if one can not be reached or written.
     """
     with ExitStack() as stack:
-        yield {text: stack.enter_context(publish.open_target(text)) for text in dict.fromkeys(texts)}
+        yield {publish.redacted(text): stack.enter_context(publish.open_target(text)) for text in dict.fromkeys(texts)}
 
 
 def deliver(targets: Targets, release: publish.Release, log: Log) -> tuple[tuple[Delivery, ...], PipelineError | None]:

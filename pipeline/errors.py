@@ -118,5 +118,12 @@ def from_os_error(error: OSError, what: str | None = None, where: object = None)
             found=error.strerror,
             hint="free some space, then run the same command again",
         )
+    if error.errno == errno.ENOMEM:
+        return not_enough_memory()
     said = error.strerror or str(error)
     return AccessError(what or said, where=place, found=said if what else None, hint="check the path and its rights")
+
+
+def not_enough_memory() -> ResourceError:
+    """Make the error for an allocation that the system refused."""
+    return ResourceError("not enough memory", hint="--threads 1 takes the least; or free some memory")

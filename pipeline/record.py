@@ -29,7 +29,7 @@ from pipeline.gguf import encode_plan_header
 from pipeline.job import Job, Prepared, adapted, usual_quant
 from pipeline.measure import LEVELS, ErrorMeter
 from pipeline.provenance import SourceFile, looks, recognise
-from pipeline.publish import Release
+from pipeline.publish import PULL_CHECK, Release
 from pipeline.report import Report
 from pipeline.runtime import runtime_at_hand
 from pipeline.source import open_source
@@ -151,13 +151,18 @@ def _is_proven(job: Job, last: Report) -> bool:
     levels, measured = list(prove.LEVELS), list(LEVELS)
     if last.proof not in levels or last.errors not in measured:
         return False
-    if not job.force and any(one.state == "different" for one in last.checks):
+    if not job.force and any(map(_is_wrong, last.checks)):
         return False
     if job.proof != "none" and last.llama_cpp is None and runtime_at_hand() is not None:
         return False  # what could not be run then can be run now
     return levels.index(last.proof) >= levels.index(job.proof) and measured.index(last.errors) >= measured.index(
         job.errors
     )
+
+
+def _is_wrong(check: Check) -> bool:
+    """Whether what was made was not what was meant; a registry that Ollama cannot pull from is not made again."""
+    return check.state == "different" and not check.name.startswith(PULL_CHECK)
 
 
 def make_report(

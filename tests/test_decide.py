@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
 
 from pipeline import decide, flow
 from pipeline.cli import main
@@ -158,6 +159,26 @@ def test_an_embedding_model_is_not_prompted(decided: Decide, arch: Archs, tmp_pa
     assert decided(folder, num_ctx=32).parameters == (("num_ctx", 32),)
     with pytest.raises(UsageError, match="leave out system, fim"):
         decided(folder, system="Be brief.", fim=False)
+
+
+@pytest.mark.parametrize("is_bare", [False, True])
+def test_a_decoder_that_pools_is_an_embedding_model(
+    decided: Decide, arch: Archs, tmp_path: Path, silent_log: Any, is_bare: bool
+) -> None:
+    """Qwen's embedding models, with or without the head's name before their tensors', say how they pool."""
+    folder = shutil.copytree(arch("qwen3"), tmp_path / "qwen3-embedding")
+    shutil.copy(arch("bert") / "modules.json", folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    if is_bare:
+        tensors = load_file(folder / "model.safetensors")
+        bare = {name.removeprefix("model."): value for name, value in tensors.items() if name != "lm_head.weight"}
+        save_file(bare, folder / "model.safetensors")
+    with flow.prepare(str(folder), silent_log) as prepared:
+        assert prepared.blueprint.pooling_type == 3
+        assert "blk.0.attn_q.weight" in {draft.name for draft in prepared.blueprint.drafts}
+    assert decided(folder).template is None
+    assert decided(folder).parameters == ()
 
 
 @pytest.mark.parametrize("command", [("publish",), ("publish", "--dry-run"), ("modelfile",)])

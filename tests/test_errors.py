@@ -36,3 +36,8 @@ def test_what_the_system_says(number: int, kind: type[PipelineError], hint: str)
     told = from_os_error(OSError(number, os.strerror(number)), "the report is lost", "/z")
     assert str(told).startswith("/z: the report is lost")
     assert told.found == os.strerror(number)
+
+
+def test_no_memory() -> None:
+    """A system call that fails for lack of memory is said as such."""
+    assert "not enough memory" in str(from_os_error(OSError(errno.ENOMEM, "x")))

@@ -10,7 +10,7 @@ ARCH = replace(
     QWEN2,
     name="qwen3",
     gguf="qwen3",
-    classes=("Qwen3ForCausalLM",),
+    classes=("Qwen3ForCausalLM", "Qwen3Model"),
     rows=(*OUTER, *NORMS, *ATTENTION, *QK_NORMS, *MLP),
     example=decoder("Qwen3ForCausalLM", head_dim=32, tie_word_embeddings=True),
 )

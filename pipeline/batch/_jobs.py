@@ -16,6 +16,8 @@ from pipeline import quant
 from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.modelfile import Overrides, read_table
+from pipeline.quant import Options
+from pipeline.tuning import Importance, RecipeFile, Tuning, read_importance, read_recipe_file
 
 _MAX_BYTES = 10_000_000
 _MAX_JOBS = 10_000
@@ -119,7 +121,7 @@ def _number(at: _At, value: Any) -> int:
 
 
 def _quants(at: _At, value: Any) -> tuple[str, ...]:
-    names = tuple(name.upper() for name in _texts(at, value))
+    names = tuple(quant.ALIASES.get(name.upper(), name.upper()) for name in _texts(at, value))
     if unknown := [name for name in names if name not in quant.recipes()]:
         raise at.error("is no quantization", expected=", ".join(sorted(quant.recipes())), found=unknown[0])
     return names
@@ -154,6 +156,14 @@ def _overrides(at: _At, value: Any) -> Overrides:
     return read_table(value, f"{at.path}, {at.table}", at.folder)
 
 
+def _imatrix(at: _At, value: Any) -> Importance:
+    return read_importance(at.folder / Path(_text(at, value)).expanduser())
+
+
+def _recipe(at: _At, value: Any) -> RecipeFile:
+    return read_recipe_file(at.folder / Path(_text(at, value)).expanduser())
+
+
 # What may stand in a table: how the value is called here, and how it is read.
 _KEYS: dict[str, tuple[str, Callable[[_At, Any], Any]]] = {
     "model": ("models", _models), "models": ("models", _models),
@@ -163,6 +173,7 @@ _KEYS: dict[str, tuple[str, Callable[[_At, Any], Any]]] = {
     "threads": ("threads", _number), "requantize": ("requantize", _switch), "again": ("again", _switch),
     "with_template": ("with_template", _switch), "templates": ("templates", _folder),
     "force": ("force", _switch), "engine": ("engine", _text), "modelfile": ("overrides", _overrides),
+    "imatrix": ("imatrix", _imatrix), "recipe": ("recipe", _recipe),
 }  # fmt: skip
 
 
@@ -173,16 +184,19 @@ def _multiplied(at: _At, row: dict[str, Any]) -> list[Job]:
         raise at.error("names no model", expected='model = "..." here or in [defaults]')
     if "name" in row and len(models) * len(adapters) > 1:
         raise at.error("gives one name to several models", found=row["name"], hint="write one [[job]] for each")
-    row.setdefault("quants", ())
+    recipe = row.pop("recipe", RecipeFile(None, Options()))
+    row.setdefault("quants", (recipe.recipe,) if recipe.recipe else ())
+    row["tuning"] = Tuning(recipe.options, row.pop("imatrix", None))
     return [Job(model, adapter=adapter, **row) for model in models for adapter in adapters]
 
 
 def _grouped(jobs: list[Job]) -> tuple[Job, ...]:
     """Join jobs that differ in their quantizations alone, then those that differ in their targets alone."""
     for name in ("quants", "targets"):
-        groups: dict[Job, Job] = {}
+        groups: dict[tuple[Job, tuple[str, ...]], Job] = {}
         for job in jobs:
-            key = _with(job, name, ())
+            # An importance matrix, which has no hash, is known by its description.
+            key = (replace(_with(job, name, ()), tuning=Tuning()), job.tuning.describe())
             before = getattr(groups[key], name) if key in groups else ()
             groups[key] = _with(job, name, tuple(dict.fromkeys((*before, *getattr(job, name)))))
         jobs = list(groups.values())

@@ -76,7 +76,7 @@ def _plan(number: int, job: Job, log: Log, is_remote: bool) -> Task:
             return Task(number, replace(job, quants=quants), names, report=report.as_dict())
         with flow.prepare(job.model, log, requantize=job.requantize, adapter=job.adapter) as prepared:
             job = replace(job, quants=flow.choose_quants(job.quants, prepared))
-            made = [plans.make_plan(prepared.blueprint, name) for name in job.quants]
+            made = [plans.make_plan(prepared.blueprint, name, job.tuning) for name in job.quants]
             name = "/".join(flow.model_name(job, prepared))
             held = machine.resident_bytes()
         sizes = [plan.file_bytes for plan in made]

@@ -101,6 +101,8 @@ def plan(described: dict[str, Any]) -> None:
         click.echo(f"{t['name']:<{width}}  {t['type']:<6} {shape:>16} {size(t['n_bytes']):>11}")
     totals = ", ".join(f"{n} {kind}" for kind, n in described["types"].items())
     click.echo(f"\n{described['recipe']}: {len(tensors)} tensors ({totals}), {described['parameters']:,} weights")
+    for line in described["tuning"]:
+        click.echo(f"changed: {line}")
     bits = f"{described['bits_per_weight']:.2f} bits per weight"
     click.echo(f"file:    {described['file_bytes']:,} bytes ({size(described['file_bytes'])}), {bits}")
     click.echo(f"disk:    {size(described['file_bytes'])} needed, {size(described['disk_free'])} free")

@@ -42,6 +42,8 @@ def _provenance(values: dict[str, Any]) -> None:
 
 def _file(file: dict[str, Any], values: dict[str, Any]) -> None:
     click.echo(f"\n{file['name']}  {file['recipe']}  {size(file['size'])}  {file['digest']}")
+    for line in file.get("tuning", ()):
+        click.echo(f"changed: {line}")
     rows = [row for row in file.get("tensors", ()) if row["error"]]
     if not rows:
         click.echo("errors were not measured")

@@ -106,7 +106,7 @@ def _run(item: Item, prompting: Prompting | None, rendered: list[Rendered] | Che
             checks.append(_decodes(item.recipe, session))
             if prompting is not None:
                 checks += _cuts_and_prompts(session, item.metadata, prompting, rendered)
-    except (ToolError, InputError) as error:
+    except (ToolError, InputError, ResourceError) as error:
         last = (error.found or "").strip().splitlines()[-_LOG_LINES:]
         checks.append(Check(f"{item.recipe} load", "different", " / ".join([error.what, *last])))
     return checks
@@ -114,9 +114,10 @@ def _run(item: Item, prompting: Prompting | None, rendered: list[Rendered] | Che
 
 def _vectors(metadata: Metadata) -> bool | None:
     """Say whether the file tells how to make one vector of a text; None for a model that makes more text."""
-    if not any(key.endswith(".attention.causal") and kv.value is False for key, kv in metadata.items()):
-        return None
-    return any(key.endswith(".pooling_type") for key in metadata)
+    if any(key.endswith(".pooling_type") for key in metadata):
+        return True
+    is_encoder = any(key.endswith(".attention.causal") and kv.value is False for key, kv in metadata.items())
+    return False if is_encoder else None
 
 
 def _embeds(recipe: str, session: ChatSession, *, pools: bool) -> Check:

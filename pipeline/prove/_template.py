@@ -8,7 +8,7 @@ from datetime import datetime
 
 from pipeline.errors import PipelineError
 from pipeline.prove.conversations import Inputs
-from pipeline.prove.prompt import render_chats, variables
+from pipeline.prove.prompt import DEFAULT, Limits, render_chats, variables
 
 Rendered = str | PipelineError
 
@@ -40,7 +40,7 @@ class Template:
         """Tell whether *word* stands in it."""
         return word in self.source or word in (self.tool_source or "")
 
-    def render(self, inputs: Sequence[Inputs], now: datetime) -> list[Rendered]:
+    def render(self, inputs: Sequence[Inputs], now: datetime, limits: Limits = DEFAULT) -> list[Rendered]:
         """Render each of *inputs* as transformers does; an error of a conversation is its answer.
 
         Raises as `render_chats`.
@@ -50,7 +50,7 @@ class Template:
             chosen = [i for i, one in enumerate(inputs) if with_tools is None or bool(one.tools) == with_tools]
             cases = [self._variables(inputs[i]) for i in chosen]
             if cases:
-                found |= dict(zip(chosen, render_chats(source, cases, now=now), strict=True))
+                found |= dict(zip(chosen, render_chats(source, cases, now=now, limits=limits), strict=True))
         return [found[i] for i in range(len(inputs))]
 
     def _sources(self) -> Sequence[tuple[str, bool | None]]:

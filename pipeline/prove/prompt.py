@@ -40,12 +40,15 @@ class Limits:
     text_mb: int = 16
 
 
+DEFAULT = Limits()
+
+
 def render_chats(
     template: str,
     cases: Sequence[Mapping[str, Any]],
     *,
     now: datetime | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
 ) -> list[str | PipelineError]:
     """Render the checkpoint's *template* for several sets of variables, in one process.
 

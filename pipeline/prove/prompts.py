@@ -24,7 +24,7 @@ from pipeline.prove.conversations import (
     handed_on,
     server_request,
 )
-from pipeline.prove.prompt import TemplateRaised
+from pipeline.prove.prompt import Limits, TemplateRaised
 from pipeline.runtime import ChatSession
 from pipeline.types import Check
 
@@ -34,6 +34,8 @@ _EXPLAINED = 6
 # A template that says the time may be asked on two sides of a change of date.
 _TRIES = 3
 _BEFORE, _AFTER = 20, 40
+# For the hundreds of renderings that explain differences, by a template that is known to come to an end.
+_PATIENT = Limits(seconds=120)
 
 
 class Engine(Protocol):
@@ -333,7 +335,7 @@ class _Trial:
         found: dict[int, Rendered] = {}
         for template in dict.fromkeys(case.template for case in cases):
             chosen = [i for i, case in enumerate(cases) if case.template == template]
-            found |= dict(zip(chosen, template.render([cases[i].inputs for i in chosen], now), strict=True))
+            found |= dict(zip(chosen, template.render([cases[i].inputs for i in chosen], now, _PATIENT), strict=True))
         texts = [found[i] for i in range(len(cases))]
         return [case.finished(text) if isinstance(text, str) else text for case, text in zip(cases, texts, strict=True)]
 

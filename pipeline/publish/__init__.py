@@ -6,10 +6,20 @@ Out: manifests that appear last, all of them or none, and the commands that use 
 
 from pipeline.publish._already import Already, Coming, already_there
 from pipeline.publish._layers import manifests
-from pipeline.publish._release import About, Prompt, Published, Release, ReleaseEntry, require_name, split_name
+from pipeline.publish._release import (
+    PULL_CHECK,
+    About,
+    Prompt,
+    Published,
+    Release,
+    ReleaseEntry,
+    require_name,
+    split_name,
+)
 from pipeline.publish._target import PublishTarget, TargetKind, open_target, redacted, targets
 
 __all__ = [
+    "PULL_CHECK",
     "About",
     "Already",
     "Coming",

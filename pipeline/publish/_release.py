@@ -15,6 +15,9 @@ from pipeline.runtime.ollama import daemon_url
 from pipeline.store import Name, slug
 from pipeline.types import Blob, Check
 
+# The check that says whether Ollama can pull from there; the registry's settings decide, not what was published.
+PULL_CHECK = "ollama pull"
+
 _NAME_RULE = "model or namespace/model, in lower-case letters and digits joined by . _ or -; the tags are ours"
 
 

@@ -16,7 +16,7 @@ from pipeline.publish import _layers
 from pipeline.publish._body import changed
 from pipeline.publish._read_back import present, read_back
 from pipeline.publish._registry_api import Reader, RegistryApi
-from pipeline.publish._release import Published, Release, ReleaseEntry
+from pipeline.publish._release import PULL_CHECK, Published, Release, ReleaseEntry
 from pipeline.publish._staged import StagedTarget
 from pipeline.publish._target import redacted
 from pipeline.publish._upload import CHUNK_BYTES, Content, Uploader
@@ -98,7 +98,7 @@ class RegistryTarget(StagedTarget):
 
     def _try_pull(self, name: Name) -> Check:
         """Ask for the model as `ollama pull` does: without a login, and by the addresses that it takes."""
-        label, command = "ollama pull", self._pull(name)
+        label, command = PULL_CHECK, self._pull(name)
         try:
             with session(self._wire.host) as http:
                 problem = try_pull(http, self._wire.base, name.repository, name.tag)

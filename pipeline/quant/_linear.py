@@ -55,9 +55,11 @@ def make_qx_quants(x: F32, largest: F32, n_max: int, buf: SearchBuffers, roundin
     """
     is_empty = np.abs(largest) < GROUP_MAX_EPS
     empty = np.flatnonzero(is_empty)
-    if len(empty) <= 0.1 * len(largest):  # the search finds nothing in the few
+    if len(empty) <= 0.1 * len(largest):  # the few go along, whatever their weights make of them
         largest[empty] = np.inf
-        return Linear(*_search_linear(x, buf.w, largest, n_max, buf.shaped(*x.shape)[2:], rounding), empty)
+        scale, inverse = _search_linear(x, buf.w, largest, n_max, buf.shaped(*x.shape)[2:], rounding)
+        scale[empty] = 0
+        return Linear(scale, inverse, empty)
     found = Linear(np.zeros_like(largest), np.zeros_like(largest), empty)
     at = np.flatnonzero(~is_empty)
     if len(at):

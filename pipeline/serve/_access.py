@@ -78,7 +78,7 @@ def load_token(path: Path) -> str:
 class Access:
     """The check of one server; *clock* gives seconds since 1970, as an Ollama's requests do."""
 
-    token: str
+    token: str = field(repr=False)
     keys: Path | None = None
     clock: Callable[[], float] = time.time
     _grants: dict[bytes, tuple[str, float]] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
@@ -25,7 +25,7 @@ class Settings:
 
     allow_remote: bool = False
     remote_writes: bool = False
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     ollama_keys: Path | None = None
     on_demand: Demand | None = None
     certificate: Path | None = None

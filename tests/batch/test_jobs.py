@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.batch import read_jobs
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.job import Job
 from pipeline.modelfile import Overrides
+from pipeline.tuning import Tuning
 
 Write = Callable[[str], Path]
 
@@ -59,6 +60,18 @@ def test_one_model_is_read_once(write: Write) -> None:
     ]
 
 
+def test_a_recipe_of_ones_own(write: Write, tmp_path: Path) -> None:
+    """A recipe's file says the types, and the quantization where nobody else does; another recipe is another job."""
+    (tmp_path / "mine.toml").write_text('recipe = "Q4_K_M"\noutput-type = "Q8_0"\n')
+    row = '[[job]]\nmodel = "demo"\n'
+    with_recipe, without = read_jobs(
+        write(f'{row}recipe = "mine.toml"\nname = "a"\n{row}quants = "Q4_K_M"\nname = "a"\n')
+    )
+    assert with_recipe.quants == without.quants == ("Q4_K_M",)
+    assert with_recipe.tuning.options.output_type == "Q8_0"
+    assert without.tuning == Tuning()
+
+
 BAD = {
     "no toml": ("[[job", "is not TOML"),
     "no job": ("[defaults]\nquants = []\n", "quants"),
@@ -75,6 +88,8 @@ BAD = {
     "a text for a job": ('job = ["a"]\n', "is not a table"),
     "one name for two": ('[[job]]\nmodels = ["a", "b"]\nname = "c"\n', "one name to several"),
     "no adapter": ('[[job]]\nmodel = "a"\nadapter = "./none"\n', "is not a folder"),
+    "no imatrix": ('[[job]]\nmodel = "a"\nimatrix = "none.gguf"\n', "none.gguf"),
+    "no recipe": ('[[job]]\nmodel = "a"\nrecipe = "none.toml"\n', "none.toml"),
     "bad parameter": ('[[job]]\nmodel = "a"\nmodelfile.parameters = { temperatur = 1 }\n', "temperatur"),
 }
 
@@ -83,7 +98,7 @@ BAD = {
 def test_a_mistake_is_told_with_its_place(what: str, write: Write) -> None:
     """Every mistake is wrong usage, and the message says what it is."""
     text, message = BAD[what]
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(PipelineError, match=message):
         read_jobs(write(text))
 
 

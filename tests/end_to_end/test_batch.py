@@ -152,7 +152,7 @@ def test_after_a_kill_it_goes_on(store: Store, tmp_path: Path) -> None:
         _wait_for((reports_folder() / "localhost_11500_test_a_Q4_0.json").exists)
         os.kill(child.pid, signal.SIGKILL)
     done = _batch(jobs, "--json")
-    assert done.exit_code == 0
+    assert done.exit_code == 0, done.output
     assert _states(done.stdout)[0] == "unchanged"
     assert _states(done.stdout)[2] == "published"
     assert _models(store) == {"test/a", "test/b", "test/c"}

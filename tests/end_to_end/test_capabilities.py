@@ -66,6 +66,21 @@ def test_a_real_template_tells_tools_and_thinking(
     assert sorted(ollama.post("/api/show", model=publish(folder))["capabilities"]) == TEMPLATES[template]
 
 
+def test_a_decoder_that_pools_makes_vectors(
+    ollama: Any, publish: Callable[..., str], repository: Path, tmp_path: Path
+) -> None:
+    """A model of Qwen's kind with a pooling beside it is an embedding model, and Ollama makes vectors with it."""
+    folder = shutil.copytree(repository / "tests" / "fixtures" / "arch" / "qwen3", tmp_path / "qwen3-embedding")
+    shutil.copy(repository / "tests" / "fixtures" / "arch" / "bert" / "modules.json", folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    name = publish(folder, "--proof", "quick")
+    assert ollama.post("/api/show", model=name)["capabilities"] == ["embedding"]
+    first, second, again = ollama.post("/api/embed", model=name, input=["one", "another", "one"])["embeddings"]
+    assert first == again != second
+    assert abs(sum(value * value for value in first) - 1) < 1e-5
+
+
 def test_a_base_model_is_sent_the_text_alone(ollama: Any, publish: Callable[..., str]) -> None:
     """Nothing is put around the text of a model without a chat template; `suffix` is refused where it can not fill."""
     name = publish("gpt2")

@@ -5,6 +5,7 @@ docs/prompts.md has the table; UPDATE_DOCS=1 in the environment of this test wri
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +22,26 @@ from pipeline.prove.prompts import LlamaServer, PromptComparison, compare_prompt
 from pipeline.runtime import ChatSession, find_llama, open_runtime
 from pipeline.types import KV, string
 
-_INSTALL = find_llama()
-_SOURCE = _INSTALL.source_dir if _INSTALL else None
-_FILES = sorted((_SOURCE / "models" / "templates").glob("*.jinja")) if _SOURCE else []
+
+def _templates() -> dict[str, str]:
+    path = Path(__file__).parent.parent / "oracle" / "chat_templates.py"
+    spec = importlib.util.spec_from_file_location("chat_templates", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    install = find_llama()
+    if install is None or install.source_dir is None:
+        return {}
+    return {**module.from_files(install.source_dir), **module.from_tests(install.source_dir)}
+
+
+_TEMPLATES = _templates()
 _PAGE = Path(__file__).parent.parent.parent / "docs" / "prompts.md"
 _UPDATE = os.environ.get("UPDATE_DOCS") == "1"
 
-# Templates that render nothing without what Ollama does not hand on: functions of their own form, tools as a list.
-_UNUSABLE = {"fireworks-ai-llama-3-firefunction-v2"}
+# Templates that render nothing without variables of their own, which Ollama does not hand on.
+_UNUSABLE = {"fireworks-ai-llama-3-firefunction-v2", "ai-sage/GigaChat-20B-A3B-instruct"}
 
 pytestmark = pytest.mark.native
 
@@ -38,7 +51,7 @@ def rows() -> Iterator[dict[str, PromptComparison]]:
     """What came out for each template, gathered by the test that compares it; written as a page at the end if asked."""
     found: dict[str, PromptComparison] = {}
     yield found
-    if _UPDATE and len(found) == len(_FILES):
+    if _UPDATE and len(found) == len(_TEMPLATES):
         _PAGE.write_text(_page(found), encoding="utf-8")
 
 
@@ -50,26 +63,26 @@ def _serving(vocabulary: tuple[KV, ...], source: str, folder: Path) -> Iterator[
 
 
 def test_there_are_templates(llama: Any) -> None:
-    """llama.cpp's source has at least seventy; without them nothing below would be tested."""
+    """llama.cpp's source has a hundred; without them nothing below would be tested."""
     assert llama
-    assert len(_FILES) >= 70
+    assert len(_TEMPLATES) > 100
 
 
-@pytest.mark.parametrize("path", _FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", _TEMPLATES)
 def test_a_real_template_is_rendered_alike(
-    path: Path, vocabulary: tuple[KV, ...], rows: dict[str, PromptComparison], tmp_path: Path
+    name: str, vocabulary: tuple[KV, ...], rows: dict[str, PromptComparison], tmp_path: Path
 ) -> None:
     """llama.cpp renders the conversations as Jinja does, but for limits that are shown; the page says the same."""
-    source = path.read_text(encoding="utf-8")
+    source = _TEMPLATES[name]
     # A template for tools is the second one of a checkpoint; the first knows none of what it says.
     template = Template(source, None, "<|endoftext|>", "<|im_end|>")
     with _serving(vocabulary, source, tmp_path) as session:
-        rows[path.stem] = compare_prompts(template, LlamaServer(session, abilities(source)))
-    found = rows[path.stem]
+        rows[name] = compare_prompts(template, LlamaServer(session, abilities(source)))
+    found = rows[name]
     assert found.unexplained == ()
-    assert bool(found.n_compared) == (path.stem not in _UNUSABLE)
+    assert bool(found.n_compared) == (name not in _UNUSABLE)
     if not _UPDATE:
-        assert _row(path.stem, found) in _PAGE.read_text(encoding="utf-8").splitlines()
+        assert _row(name, found) in _PAGE.read_text(encoding="utf-8").splitlines()
 
 
 def test_the_page_has_these_templates_and_limits() -> None:
@@ -80,7 +93,7 @@ def test_the_page_has_these_templates_and_limits() -> None:
     names = [
         line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ") and line.count(" | ") == 3
     ]
-    assert names[1:] == [path.stem for path in _FILES]
+    assert names[1:] == list(_TEMPLATES)
     assert [line for line in lines if line.startswith("- `")] == _limits()
 
 
@@ -117,5 +130,5 @@ Written by `UPDATE_DOCS=1 pytest tests/prove/test_vendored_templates.py`.
 
 
 def _page(rows: dict[str, PromptComparison]) -> str:
-    table = [_row(path.stem, rows[path.stem]) for path in _FILES]
+    table = [_row(name, rows[name]) for name in _TEMPLATES]
     return "\n".join([_INTRODUCTION, *_limits(), _MIDDLE, *table, ""])

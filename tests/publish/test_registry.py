@@ -13,7 +13,9 @@ from typing import Any
 import bcrypt
 import pytest
 
+from pipeline import flow
 from pipeline.errors import AccessError, PipelineError, UsageError
+from pipeline.job import Job
 from pipeline.publish import Published, Release, ReleaseEntry, already_there, open_target
 from pipeline.serve import BackgroundServer
 from pipeline.store import Store
@@ -130,6 +132,17 @@ def test_the_login_of_the_url(closed: Any, publish: Publish) -> None:
     assert "secret" not in repr(published)
     (check,) = [check for check in published.checks if check.name == "ollama pull"]
     assert (check.state, "login" in check.detail) == ("different", True)
+
+
+def test_the_report_has_no_password(closed: Any, silent_log: Any) -> None:
+    """What is kept of a publication names the registry and not the login; a second one finds all there."""
+    job = Job("demo", ("Q4_0",), targets=(_with_login(closed, "me:secret"),), proof="none")
+    states = []
+    for _ in range(2):
+        report = flow.package(job, silent_log)
+        assert "me:secret" not in json.dumps(report.as_dict()) + report.path.read_text(encoding="utf-8")
+        states += [(one.target, one.state) for one in report.targets]
+    assert states == [(closed.url, "published"), (closed.url, "unchanged")]
 
 
 @pytest.mark.parametrize("login", ["me:wrong", "you:secret"])

@@ -235,12 +235,11 @@ def test_native_types_need_the_library(kind: NativeType, monkeypatch: pytest.Mon
 def test_a_single_column_is_added_in_order(libggml: Any) -> None:
     """One sub-block alone in a search gives the reference's bytes: its sums are not added pairwise."""
     rng = np.random.default_rng(11)
-    for _ in range(40):
+    kind = quant.get("Q4_K")  # of these trials, seven differ if one column is added as NumPy likes to
+    for _ in range(1500):
         x = np.zeros((1, 256), np.float32)
-        x[0, 64:96] = -1 + rng.integers(-1, 2, 32) * 6e-8 * rng.integers(1, 4)
-        for name in ("Q2_K", "Q4_K", "Q5_K", "Q6_K", "Q3_K"):
-            kind = quant.get(name)
-            assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
+        x[0, 64:96] = rng.standard_normal(32)
+        assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
 
 
 @by_engine([quant.get("F16"), quant.get("BF16")])
