@@ -120,17 +120,18 @@ def test_publish_requantized(ggufs: dict[str, Path], cli: Any, tmp_path: Path) -
     assert any("already" in note for note in report["notes"])
 
 
-def test_types_that_cannot_be_expanded(ggufs: dict[str, Path], cli: Any, llama: Any, tmp_path: Path) -> None:
-    """A type that we only know by name can be published as it is, and not be quantized again."""
-    path = tmp_path / "Demo-IQ4_XS.gguf"
-    subprocess.run([llama.program("llama-quantize"), ggufs["auto"], path, "IQ4_XS"], check=True, capture_output=True)
+def test_a_file_of_llama_quantize(ggufs: dict[str, Path], cli: Any, llama: Any, tmp_path: Path) -> None:
+    """A file of a type with a table of values is published as it is, and quantized again as llama-quantize does it."""
+    path, theirs = tmp_path / "Demo-IQ4_XS.gguf", tmp_path / "theirs.gguf"
+    program = llama.program("llama-quantize")
+    subprocess.run([program, ggufs["auto"], path, "IQ4_XS"], check=True, capture_output=True)
     assert "IQ4_XS" in {tensor.type for tensor in read_gguf(path).tensors}
     report = _publish(cli, tmp_path / "store", path, "--proof", "none")
     assert report["files"][0]["digest"] == _sha256(path)
     assert report["files"][0]["recipe"] == "IQ4_XS"
-    done = cli("plan", path, "--quant", "Q4_K_M", "--requantize", check=False)
-    assert done.returncode == 3
-    assert "cannot be expanded" in done.stderr
+    subprocess.run([program, "--allow-requantize", path, theirs, "Q4_K_M"], check=True, capture_output=True)
+    cli("quantize", path, "-o", tmp_path / "ours.gguf", "--quant", "Q4_K_M", "--requantize")
+    assert _sha256(tmp_path / "ours.gguf") == _sha256(theirs)
 
 
 def test_what_is_no_model(ggufs: dict[str, Path], cli: Any, tmp_path: Path) -> None:
