@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
+import re
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
+from types import ModuleType
 from typing import Final, Protocol
 
 import numpy as np
@@ -16,11 +18,14 @@ Decoder = Callable[[U8, F32], None]
 
 AUTO: Final = "auto"
 NAMES: Final = ("numpy", "fast")
+_OLDEST_LLVMLITE: Final = (0, 45)
 
 # What the compiled engine costs before it does anything, in seconds of a processor: loading LLVM, and compiling one
 # type for the first time, which takes 0.05 (Q8_0) to 0.4 (Q4_K with an importance matrix).
 _LOAD_SECONDS: Final = 0.15
 _COMPILE_SECONDS: Final = 0.3
+# No kernel saves more on a weight, in nanoseconds, so small jobs need not load anything to know.
+_MOST_NS: Final = 100
 
 
 class Engine(Protocol):
@@ -107,15 +112,36 @@ def describe_fast() -> tuple[bool, str]:
     """Say whether the compiled engine is there, and what it compiles for."""
     if not _is_installed():
         return False, "not installed; NumPy quantizes, with the same bytes"
-    from pipeline.quant.fast import host
-
-    processor = host()
+    processor = _package().host()
     return True, f"for {processor.cpu}, {processor.name}"
 
 
 @cache
 def _is_installed() -> bool:
-    return importlib.util.find_spec("llvmlite") is not None
+    """Look for LLVM without loading it; an older one, which another program may have brought, is none."""
+    try:
+        version = importlib.metadata.version("llvmlite")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= _OLDEST_LLVMLITE
+
+
+def _package() -> ModuleType:
+    """Load the compiled engine.
+
+    Raises:
+        ToolError: if what is installed cannot be loaded.
+    """
+    try:
+        from pipeline.quant import fast
+    except (ImportError, OSError) as error:
+        raise ToolError(
+            "LLVM is installed but cannot be loaded",
+            where="llvmlite",
+            found=error,
+            hint="pip install --force-reinstall llvmlite, or take --engine numpy",
+        ) from error
+    return fast
 
 
 @cache
@@ -125,21 +151,17 @@ def _numpy() -> Engine:
 
 @cache
 def _fast() -> Engine:
-    from pipeline.quant.fast import FastEngine
-
-    return FastEngine()
+    engine: Engine = _package().FastEngine()
+    return engine
 
 
 def _is_worth_it(work: Mapping[str, int]) -> bool:
     """Compare what the compiled kernels save on *work* with what they cost."""
     if not _is_installed() or sum(work.values()) * _MOST_NS * 1e-9 < _LOAD_SECONDS:
         return False
-    from pipeline.quant.fast import FastEngine, kernels
-
-    engine = FastEngine()
-    rows = [(kernels()[name], n) for name, n in work.items() if name in kernels()]
-    saved = sum(kernel.gain_ns * 1e-9 * n for kernel, n in rows)
-    return saved > _LOAD_SECONDS + sum(0 if engine.is_compiled(kernel.name) else _COMPILE_SECONDS for kernel, _ in rows)
-
-
-_MOST_NS: Final = 100  # no kernel saves more than this, so small jobs need not load anything to know
+    fast = _package()
+    engine, kernels = fast.FastEngine(), fast.kernels()
+    rows = [(kernels[name], n) for name, n in work.items() if name in kernels]
+    saved: float = sum(kernel.gain_ns * 1e-9 * n for kernel, n in rows)
+    cost: float = _LOAD_SECONDS + sum(0 if engine.is_compiled(kernel.name) else _COMPILE_SECONDS for kernel, _ in rows)
+    return saved > cost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -80,10 +81,17 @@ def test_auto_takes_the_engine_that_is_through_first(monkeypatch: pytest.MonkeyP
     assert quant.get_engine("fast", {}).name == "fast"
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where LLVM is not installed NumPy does all the work, and asking for the compiled engine says what to install."""
+@pytest.mark.parametrize("version", [None, "0.44.1"])
+def test_without_the_extra(version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where LLVM is not installed, or too old, NumPy does all the work; who wants the other is told what to install."""
+
+    def installed(name: str) -> str:
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
     _engines._is_installed.cache_clear()
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("importlib.metadata.version", installed)
     try:
         assert quant.get_engine("auto", {"Q4_K": 1_000_000_000}).name == "numpy"
         assert quant.describe_fast()[0] is False
@@ -91,6 +99,18 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
             quant.check_engine("fast")
     finally:
         _engines._is_installed.cache_clear()
+
+
+def test_llvm_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """A broken LLVM is an error that names the way out, and no traceback."""
+    (tmp_path / "llvmlite.py").write_text("raise OSError('libllvmlite.so: wrong ELF class')")
+    code = "from pipeline.quant import get_engine; get_engine('fast', {})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, check=False
+    )
+    assert "ToolError: llvmlite: LLVM is installed but cannot be loaded" in done.stderr
+    assert "wrong ELF class" in done.stderr
+    assert "--engine numpy" in done.stderr
 
 
 def test_an_unknown_engine_is_refused() -> None:
