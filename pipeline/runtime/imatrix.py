@@ -15,8 +15,9 @@ from pipeline.runtime.llama import require_llama
 
 _TOTAL = re.compile(rb"computing over (\d+) chunks")
 _DONE = re.compile(rb"\[(\d+)\][-\d.naif]+,")
-_TOO_SHORT = re.compile(rb"you need at least (\d+) tokens|not enough tokens left")
+_TOO_SHORT = re.compile(rb"you need at least|not enough tokens left")
 _LAST_LINES = 12
+_SPARE = 4  # tokens that are added to a text: its begin, a space
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def compute_imatrix(
         raise UsageError(
             "llama-imatrix cannot take a file with a comma in its name", found=", ".join(map(str, how.before))
         )
+    if text.stat().st_size + _SPARE < 2 * how.context:  # no token is shorter than a byte
+        raise _too_short(text, how)
     program = require_llama().program("llama-imatrix")
     command = [
         str(program), "-m", str(model.resolve()), "-f", f"./{text.name}" if text.name.startswith("-") else text.name,
@@ -80,15 +83,21 @@ def compute_imatrix(
             raise
     if child.returncode == 0 and output.is_file():
         return
-    if found := _TOO_SHORT.search(said):
-        raise UsageError(
-            "the text is too short for an importance matrix",
-            where=text,
-            expected=f"{int(found[1])} tokens" if found[1] else "more chunks than are left out",
-            hint="take a longer text, or shorter chunks with --ctx",
-        )
+    if _TOO_SHORT.search(said):
+        raise _too_short(text, how)
     end = "\n".join(_lines(said)[-_LAST_LINES:])
-    raise ToolError(f"llama-imatrix ended with {child.returncode}", where=model, found=end)
+    # It may end before it has said why, so the commonest reason stands in the hint.
+    hint = f"is the text long enough? Chunks of {how.context} tokens need at least {2 * how.context}"
+    raise ToolError(f"llama-imatrix ended with {child.returncode}", where=model, found=end, hint=hint)
+
+
+def _too_short(text: Path, how: Calibration) -> UsageError:
+    return UsageError(
+        "the text is too short for an importance matrix",
+        where=text,
+        expected=f"{(2 + how.first) * how.context} tokens",
+        hint="take a longer text, or shorter chunks with --ctx",
+    )
 
 
 def _follow(child: subprocess.Popen[bytes], progress: Callable[[int, int], None]) -> bytes:
@@ -103,6 +112,8 @@ def _follow(child: subprocess.Popen[bytes], progress: Callable[[int, int], None]
         if total and done and done[-1] > seen:
             seen = done[-1]
             progress(min(seen, total), total)
+    if child.wait() == 0 and seen < total:  # its last words may be lost
+        progress(total, total)
     return said
 
 
