@@ -22,7 +22,7 @@ from pipeline.checkpoint import TensorReader
 from pipeline.errors import FormatError
 from pipeline.gguf import GgufWriter, tensor_bytes
 from pipeline.machine import usable_cores
-from pipeline.measure import ErrorMeter, Sums, keeps_values
+from pipeline.measure import ErrorMeter, Sample, Sums, keeps_values
 from pipeline.types import Blob, Plan, PlannedTensor, View
 
 # The most elements in a tile; an engine may want fewer.
@@ -78,10 +78,10 @@ class _Scratch:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What became of a tile, for each output: its bytes (n_rows, row_bytes), and sums of errors where measured."""
+    """What became of a tile, for each output: its bytes (n_rows, row_bytes), and what the meter saw of it."""
 
     parts: list[np.ndarray]
-    sums: list[Sums | None]
+    seen: list[Sums | Sample | None]
 
 
 def encode(
@@ -126,8 +126,8 @@ def encode(
                 writer.write(part)
                 if tile.stop == tensor.n_rows:
                     writer.end()
-                if meter and (sums := encoded.sums[output]):
-                    meter.add(outputs[output].plan.recipe, tensor, sums)
+                if meter and (seen := encoded.seen[output]):
+                    meter.add(outputs[output].plan.recipe, tensor, seen)
             done += (tile.stop - tile.first) * tile.tensors[0].n_cols
             if progress:
                 progress(done, total)
@@ -248,7 +248,7 @@ def _encode_tile(
         _check_finite(engine, raw, view.dtype, view, tensor, tile.first)
     floats: np.ndarray | None = None
     made = {view.dtype: raw}
-    sums: dict[str, Sums] = {}
+    seen: dict[str, Sums | Sample] = {}
     for planned in tile.tensors:
         if planned.type in made:
             continue
@@ -261,9 +261,9 @@ def _encode_tile(
         if planned.type == "F16":
             _check_overflow(engine, part, floats, planned, tile.first)
         if meter and not keeps_values(view.dtype, planned.type):
-            sums[planned.type] = meter.measure(planned, floats, part, tile.first)
+            seen[planned.type] = meter.look(planned, floats, part, tile.first)
         made[planned.type] = part
-    return _Encoded([made[t.type] for t in tile.tensors], [sums.get(t.type) for t in tile.tensors])
+    return _Encoded([made[t.type] for t in tile.tensors], [seen.get(t.type) for t in tile.tensors])
 
 
 def _quantize(engine: quant.Engine, tensor: PlannedTensor, floats: np.ndarray, out: np.ndarray, first_row: int) -> None:

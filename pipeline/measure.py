@@ -1,7 +1,8 @@
 """How far encoded weights are from the ones they were made of: sums over rows, and what they mean.
 
-Rows are measured where they are encoded; sums are float64 and are added in the order of the rows, so the figures do not
-depend on the number of threads.
+Many rows are measured where they are encoded; a few are copied and wait until there are enough for one pass, since a
+pass costs more than its rows.  Sums are float64 and are added in the order of the rows, so the figures do not depend on
+the number of threads.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ SAMPLE = 32
 LEVELS = {"none": 0, "sample": SAMPLE, "all": 1}
 
 _CHUNK = 1 << 15  # weights decoded at once: four float64 arrays of it stay in the cache of a core
+_ENOUGH = 1 << 17  # sampled weights that are measured in one pass
 _DIGITS = 7
 _SMALL = 1 << 16
 
@@ -48,6 +50,14 @@ class Sums:
             self.square + other.square,
             max(self.largest, other.largest),
         )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a tensor that wait to be measured: *values* float32 (n_rows, n_cols), *encoded* uint8, copies both."""
+
+    values: np.ndarray
+    encoded: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -168,28 +178,54 @@ def _rounded(value: float) -> float:
 class ErrorMeter:
     """Gathers the errors of all tensors of some outputs: one row of *every* is measured; 1 measures all.
 
-    Tensors of up to 65,536 weights are measured whole in any case.  `measure` may be called from any thread; `add` must
-    be called in the order of the rows.
+    Tensors of up to 65,536 weights are measured whole in any case.  `look` may be called from any thread; `add` must be
+    called in the order of the rows.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self._sums: dict[tuple[str, str], Sums] = {}
+        self._waiting: dict[str, tuple[PlannedTensor, list[Sample]]] = {}  # by recipe
 
-    def measure(self, tensor: PlannedTensor, values: np.ndarray, encoded: np.ndarray, first: int) -> Sums:
-        """Measure the sampled rows of a tile whose first row is row *first* of *tensor*."""
+    def look(self, tensor: PlannedTensor, values: np.ndarray, encoded: np.ndarray, first: int) -> Sums | Sample:
+        """Measure the sampled rows of a tile whose first row is row *first* of *tensor*, or copy them if they are few.
+
+        What comes back is for `add`.
+        """
         every = self.every if tensor.n_rows * tensor.n_cols > _SMALL else 1
-        rows = sampled_rows(first, first + len(values), every)
-        return measure_rows(quant.get(tensor.type), values, encoded, rows - first)
+        rows = sampled_rows(first, first + len(values), every) - first
+        if len(rows) * tensor.n_cols < _CHUNK:
+            return Sample(values[rows], encoded[rows])
+        return measure_rows(quant.get(tensor.type), values, encoded, rows)
 
-    def add(self, recipe: str, tensor: PlannedTensor, sums: Sums) -> None:
-        """Count *sums* to *tensor* of the file of *recipe*."""
-        at = (recipe, tensor.name)
-        self._sums[at] = self._sums.get(at, Sums()) + sums
+    def add(self, recipe: str, tensor: PlannedTensor, found: Sums | Sample) -> None:
+        """Count what `look` has *found* to *tensor* of the file of *recipe*."""
+        before = self._waiting.get(recipe)
+        if before and (before[0] is not tensor or isinstance(found, Sums)):
+            self._measure_waiting(recipe)
+        if isinstance(found, Sums):
+            self._count(recipe, tensor, found)
+            return
+        _, samples = self._waiting.setdefault(recipe, (tensor, []))
+        samples.append(found)
+        if sum(sample.values.size for sample in samples) >= _ENOUGH:
+            self._measure_waiting(recipe)
 
     def errors(self, plan: Plan) -> tuple[TensorError, ...]:
         """Return the error of each tensor of *plan*, in its order."""
+        if plan.recipe in self._waiting:
+            self._measure_waiting(plan.recipe)
         return tuple(self._error(plan.recipe, tensor) for tensor in plan.tensors)
+
+    def _measure_waiting(self, recipe: str) -> None:
+        tensor, samples = self._waiting.pop(recipe)
+        values = np.concatenate([sample.values for sample in samples])
+        encoded = np.concatenate([sample.encoded for sample in samples])
+        self._count(recipe, tensor, measure_rows(quant.get(tensor.type), values, encoded, np.arange(len(values))))
+
+    def _count(self, recipe: str, tensor: PlannedTensor, sums: Sums) -> None:
+        at = (recipe, tensor.name)
+        self._sums[at] = self._sums.get(at, Sums()) + sums
 
     def _error(self, recipe: str, tensor: PlannedTensor) -> TensorError:
         if tensor.view is not None and keeps_values(tensor.view.dtype, tensor.type):

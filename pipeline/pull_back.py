@@ -21,7 +21,6 @@ from pipeline.job import Job
 from pipeline.report import PublishedFile, Report
 from pipeline.runtime import BUILD_HINT, runtime_at_hand
 from pipeline.runtime.pull import pull
-from pipeline.serve import BackgroundServer
 from pipeline.store import LOCAL_HOST, Name, Store, local_store_root, ollama_store_root
 from pipeline.store.blobs import hash_bytes
 from pipeline.types import Check, Log
@@ -107,6 +106,8 @@ def _registry(target: str, name: Name) -> Iterator[str | None]:
     if store is None or name.host != LOCAL_HOST or not store.manifest_path(name).is_file():
         yield None
         return
+    from pipeline.serve import BackgroundServer  # a web server is loaded only where it is needed
+
     with BackgroundServer(store) as server:
         yield f"http://{server.address}"
 

@@ -14,16 +14,12 @@ def largest_magnitude(element: Any) -> Build:
     bits = element.width
 
     def build(code: Code, a: Arguments) -> None:
-        best = code.rows(1, INT)
-        best[0] = code.ints(0)
-
-        def one(first: Value) -> None:
+        def one(first: Value, *best: Value) -> tuple[Value, ...]:
             words = a.x.at(first * (bits // 8)).load(element, code.lanes)
             wide = words if element == INT else words.widen(INT)
-            best[0] = larger(wide & ((1 << (bits - 1)) - 1), best[0])
+            return (larger(wide & ((1 << (bits - 1)) - 1), best[0]),)
 
-        tiles(code, a.n_blocks, one)
-        found = best[0]
+        (found,) = tiles(code, a.n_blocks, one, code.ints(0))
         while found.raw.type.count > 1:
             half = found.raw.type.count // 2
             found = larger(found.shuffle(list(range(half))), found.shuffle(list(range(half, 2 * half))))

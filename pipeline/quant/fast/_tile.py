@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.quant.fast._kernel import Arguments
-from pipeline.quant.fast._vector import BYTE, FLOAT, HALF, INT, Code, Pointer, Rows, Value, where
+from pipeline.quant.fast._vector import BYTE, FLOAT, HALF, INT, Code, Pointer, Rows, State, Value, where
 
 
-def tiles(code: Code, n_blocks: Value, body: Callable[[Value], None]) -> None:
-    """Run *body* with the number of each tile's first block.
+def tiles(code: Code, n_blocks: Value, body: Callable[..., State | None], *state: Value) -> State:
+    """Run *body* with the number of each tile's first block, and a *state* as `Code.loop` does.
 
     The last tile ends with the last block, so it may do again what the one before it has done; *n_blocks* must be at
     least the number of lanes.
     """
     lanes = code.lanes
 
-    def one(i: Value) -> None:
+    def one(i: Value, *inner: Value) -> State | None:
         first, last = i * lanes, n_blocks - lanes
-        body(where(first < last, first, last))
+        return body(where(first < last, first, last), *inner)
 
-    code.loop((n_blocks + (lanes - 1)) // lanes, one)
+    return code.loop((n_blocks + (lanes - 1)) // lanes, one, *state)
 
 
 def load_tile(code: Code, block: Callable[[int], Pointer], n_elements: int, rows: Rows) -> None:
