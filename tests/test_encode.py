@@ -1,4 +1,4 @@
-"""Weights that cannot be encoded are refused with their place, by every engine, and nothing is left behind."""
+"""Source tiles are read once for all files; weights that cannot be encoded are refused with their place."""
 
 from __future__ import annotations
 
@@ -11,13 +11,40 @@ import numpy as np
 import pytest
 
 from pipeline import flow
+from pipeline.checkpoint import TensorReader
+from pipeline.encode import Output, encode
 from pipeline.errors import FormatError
+from pipeline.plan import make_plan
 from pipeline.progress import Reporter
+from pipeline.types import SourceTensor
 
 QUIET = Reporter(quiet=True)
 NAME, ROW, COLUMN = "model.layers.1.mlp.down_proj.weight", 200, 700  # 256 rows of 768 columns
 
 Spoiled = Callable[[float], Path]
+
+
+class CountingReader(TensorReader):
+    """A reader that counts the bytes it is asked for."""
+
+    n_bytes = 0
+
+    def _fill(self, tensor: SourceTensor, start: int, buffers: list[memoryview]) -> None:
+        self.n_bytes += sum(buffer.nbytes for buffer in buffers)
+        super()._fill(tensor, start, buffers)
+
+
+def test_many_files_cost_one_reading(demo: Path, tmp_path: Path) -> None:
+    """Three quantizations together read every byte of the weights once, and are what each one gives alone."""
+    recipes = ("Q4_K_M", "Q5_K_M", "Q8_0")
+    with flow.prepare(str(demo), QUIET) as prepared:
+        outputs = [Output(make_plan(prepared.blueprint, name), tmp_path / name) for name in recipes]
+        n_bytes = sum(tensor.n_bytes for tensor in prepared.tensors.values())
+    with CountingReader() as reader:
+        together = encode(outputs, reader, threads=1)
+    assert reader.n_bytes == n_bytes
+    with TensorReader() as alone:
+        assert [encode([output], alone)[0] for output in outputs] == together
 
 
 @pytest.fixture
