@@ -260,6 +260,7 @@ def _encode_tile(
         _quantize(engine, planned, floats, part, tile.first)
         if planned.type == "F16":
             _check_overflow(engine, part, floats, planned, tile.first)
+        _check_scales(kind, part, floats, planned, tile.first)
         if meter and not keeps_values(view.dtype, planned.type):
             seen[planned.type] = meter.look(planned, floats, part, tile.first)
         made[planned.type] = part
@@ -338,3 +339,21 @@ def _check_overflow(
             found=float(floats[row, column]),
             hint="use BF16 or F32 instead",
         )
+
+
+def _check_scales(
+    kind: quant.BlockType, part: np.ndarray, floats: np.ndarray, tensor: PlannedTensor, first_row: int
+) -> None:
+    """Refuse blocks of weights whose scale float16 cannot hold, as llama-quantize's check of rows does."""
+    place = kind.bad_scale(part)
+    if place is None:
+        return
+    row, column = place[0], place[1] * kind.block_size
+    block = floats[row, column : column + kind.block_size]
+    raise FormatError(
+        f"weights are too large for {kind.name}: a scale does not fit into float16",
+        where=f"tensor {tensor.name}, row {first_row + row}, columns {column} to {column + kind.block_size - 1}",
+        expected="scales of at most 65504 in magnitude",
+        found=f"weights up to {float(np.abs(block).max()):g}",
+        hint="use BF16 or F32 instead; are these weights meant?",
+    )

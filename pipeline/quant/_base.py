@@ -128,6 +128,7 @@ class BlockType(ABC):
     *name* is ggml's name in upper case ("Q4_K"), *id* the value of `enum ggml_type`, *block_size* the elements and
     *type_size* the bytes of a block, *tile_blocks* how many blocks a kernel is given at once.  *is_weighted* says
     whether an importance matrix changes the bytes; *weighs_rows* that the mean square of a whole row enters them.
+    *half_scales* are the bytes of a block at which its float16 scales begin.
     """
 
     name: ClassVar[str]
@@ -137,6 +138,7 @@ class BlockType(ABC):
     tile_blocks: ClassVar[int]
     is_weighted: ClassVar[bool] = False
     weighs_rows: ClassVar[bool] = False
+    half_scales: ClassVar[tuple[int, ...]] = (0,)
 
     def __str__(self) -> str:
         return self.name
@@ -201,6 +203,24 @@ class BlockType(ABC):
             for start in range(0, len(blocks), self.tile_blocks):
                 stop = start + self.tile_blocks
                 self.dequantize_blocks(blocks[start:stop], values[start:stop])
+
+    def bad_scale(self, data: U8) -> tuple[int, int] | None:
+        """Find the first block of *data*, (n_rows, row_bytes), with a scale that is not finite: its row and its place.
+
+        Mirrors `ggml_validate_row_data`: weights so large that float16 cannot hold their scale make such a block.
+        """
+        bad = self._bad_scales(data.reshape(len(data), -1, self.type_size))
+        if not bad.any():
+            return None
+        row, block = np.argwhere(bad)[0]
+        return int(row), int(block)
+
+    def _bad_scales(self, blocks: U8) -> NDArray[np.bool_]:
+        """Say of each of *blocks*, (n_rows, n_blocks, type_size), whether a scale's exponent bits are all ones."""
+        bad = np.zeros(blocks.shape[:2], bool)
+        for offset in self.half_scales:
+            bad |= blocks[..., offset + 1] & np.uint8(0x7C) == 0x7C
+        return bad
 
     @abstractmethod
     def quantize_blocks(self, x: F32, out: U8) -> None:

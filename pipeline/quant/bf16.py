@@ -18,6 +18,7 @@ class _Type(BlockType):
     id = 30
     block_size = 1
     type_size = 2
+    half_scales = ()
     tile_blocks = 1 << 18
 
     def quantize_blocks(self, x: F32, out: U8) -> None:

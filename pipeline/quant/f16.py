@@ -13,6 +13,7 @@ class _Type(BlockType):
     id = 1
     block_size = 1
     type_size = 2
+    half_scales = ()
     tile_blocks = FP16_TILE
 
     def quantize_blocks(self, x: F32, out: U8) -> None:

@@ -12,6 +12,7 @@ class _Type(BlockType):
     id = 0
     block_size = 1
     type_size = 4
+    half_scales = ()
     tile_blocks = 1 << 20
 
     def quantize_blocks(self, x: F32, out: U8) -> None:

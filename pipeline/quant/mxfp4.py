@@ -18,6 +18,7 @@ class _Type(BlockType):
     id = 39
     block_size = 32
     type_size = _BLOCK.itemsize
+    half_scales = ()
     tile_blocks = 1 << 10
 
     def quantize_blocks(self, x: F32, out: U8) -> None:
@@ -34,6 +35,10 @@ class _Type(BlockType):
         out[:, :16] = VALUES[x["qs"] & np.uint8(15)]
         out[:, 16:] = VALUES[x["qs"] >> np.uint8(4)]
         out *= _scales(x["e"])[:, None]
+
+    def _bad_scales(self, blocks: U8) -> NDArray[np.bool_]:
+        """Say which exponents stand for no number."""
+        return np.equal(blocks[..., 0], 0xFF)
 
 
 def _exponents(amax: F32) -> U8:

@@ -18,6 +18,7 @@ class _Type(BlockType):
     id = 40
     block_size = 64
     type_size = _BLOCK.itemsize
+    half_scales = ()  # every byte is a scale
     tile_blocks = 1 << 10
 
     def quantize_blocks(self, x: F32, out: U8) -> None:

@@ -42,6 +42,7 @@ class _Type(BlockType):
     id = 10
     block_size = SUPER_BLOCK
     type_size = _BLOCK.itemsize
+    half_scales = (80, 82)
     tile_blocks = TILE_BLOCKS
     is_weighted = True
 

@@ -22,6 +22,7 @@ class _Type(BlockType):
     id = 11
     block_size = SUPER_BLOCK
     type_size = _BLOCK.itemsize
+    half_scales = (108,)
     tile_blocks = TILE_BLOCKS
     is_weighted = True
 

@@ -27,6 +27,7 @@ class _Type(BlockType):
     id = 7
     block_size = 32
     type_size = _BLOCK.itemsize
+    half_scales = (0, 2)
     tile_blocks = TILE_BLOCKS
     is_weighted = True
     weighs_rows = True

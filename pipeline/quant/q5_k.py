@@ -30,6 +30,7 @@ class _Type(BlockType):
     id = 13
     block_size = SUPER_BLOCK
     type_size = _BLOCK.itemsize
+    half_scales = (0, 2)
     tile_blocks = TILE_BLOCKS
     is_weighted = True
 

@@ -21,6 +21,7 @@ class _Type(BlockType):
     id = 14
     block_size = SUPER_BLOCK
     type_size = _BLOCK.itemsize
+    half_scales = (208,)
     tile_blocks = TILE_BLOCKS
     is_weighted = True
 

@@ -21,6 +21,7 @@ class _Type(BlockType):
     id = 34
     block_size = 256
     type_size = _BLOCK.itemsize
+    half_scales = (52,)
     tile_blocks = TILE_BLOCKS
 
     def quantize_blocks(self, x: F32, out: U8) -> None:

@@ -19,6 +19,7 @@ class _Type(BlockType):
     id = 35
     block_size = 256
     type_size = _BLOCK.itemsize
+    half_scales = (64,)
     tile_blocks = TILE_BLOCKS
 
     def quantize_blocks(self, x: F32, out: U8) -> None:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import flow
+from pipeline import decide, flow
 from pipeline.checkpoint import open_checkpoint
 from pipeline.errors import PipelineError
 from pipeline.job import Job
@@ -85,7 +85,7 @@ def read(silent_log: Any) -> Read:
     def read(model: Path, adapter: Path | None = None) -> bool:
         with contextlib.suppress(PipelineError), flow.prepare(str(model), silent_log, adapter=adapter) as prepared:
             plan = make_plan(prepared.blueprint, "Q8_0")
-            flow.make_modelfile(prepared, Job(str(model), ("Q8_0",)))
+            decide.modelfile_of(prepared, Job(str(model), ("Q8_0",)), silent_log)
             assert plan.file_bytes > plan.data_start
             assert files_of((model,) if model.is_dir() else (), weights_of(plan.tensors))
             return True

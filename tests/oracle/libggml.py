@@ -37,6 +37,8 @@ class LibGgml:
         self._lib.ggml_get_type_traits.restype = ct.POINTER(_TypeTraits)
         self._lib.ggml_quantize_init.argtypes = [ct.c_int]
         self._lib.ggml_quantize_requires_imatrix.restype = ct.c_bool
+        self._lib.ggml_validate_row_data.restype = ct.c_bool
+        self._lib.ggml_validate_row_data.argtypes = [ct.c_int, ct.c_void_p, ct.c_size_t]
 
     def name(self, type_id: int) -> str:
         """Return ggml's name of a type, in upper case."""
@@ -91,6 +93,11 @@ class LibGgml:
             return data.view(np.float32).reshape(out.shape).copy()
         self._traits(type_id).to_float(data.ctypes.data, out.ctypes.data, out.size)
         return out
+
+    def accepts(self, type_id: int, data: NDArray[np.uint8]) -> bool:
+        """Say whether llama-quantize's check of rows takes *data*, contiguous blocks."""
+        assert data.flags.c_contiguous
+        return bool(self._lib.ggml_validate_row_data(type_id, data.ctypes.data, data.nbytes))
 
     def _traits(self, type_id: int) -> Any:
         return self._lib.ggml_get_type_traits(type_id).contents
