@@ -237,7 +237,7 @@ def _in_order(
 def _encode_tile(
     tile: _Tile, reader: TensorReader, engine: quant.Engine, scratch: _Scratch, meter: ErrorMeter | None
 ) -> _Encoded:
-    """Read, check and decode one tile, and encode it for each output; a type that several want is made once."""
+    """Read and check one tile, and encode it for each output; a type that several want is made once."""
     tensor = tile.tensors[0]
     view = tensor.view
     assert view is not None  # noqa: S101  only hand-made plans, for headers, have none
@@ -246,60 +246,84 @@ def _encode_tile(
     view.read(reader, np.arange(tile.first, tile.stop, dtype=np.int64), slice(None), raw)
     if view.dtype in _NOT_FINITE:
         _check_finite(engine, raw, view.dtype, view, tensor, tile.first)
-    floats: np.ndarray | None = None
+    values = _Values(reader, engine, scratch, raw, tensor, tile.first)
     made = {view.dtype: raw}
     seen: dict[str, Sums | Sample] = {}
     for planned in tile.tensors:
         if planned.type in made:
             continue
-        if floats is None:
-            floats = scratch.floats(n_rows, tensor.n_cols)
-            _decode(reader, engine, raw, floats, view, tensor, tile.first)
-        kind = quant.get(planned.type)
-        part = scratch.bytes(planned.type, n_rows, kind.row_bytes(tensor.n_cols))
-        _quantize(engine, planned, floats, part, tile.first)
-        if planned.type == "F16":
-            _check_overflow(engine, part, floats, planned, tile.first)
-        _check_scales(kind, part, floats, planned, tile.first)
+        part = scratch.bytes(planned.type, n_rows, quant.get(planned.type).row_bytes(tensor.n_cols))
+        _quantize(engine, planned, values, part, tile.first)
+        _check_encoded(engine, part, values, planned, tile.first)
         if meter and not keeps_values(view.dtype, planned.type):
-            seen[planned.type] = meter.look(planned, floats, part, tile.first)
+            seen[planned.type] = meter.look(planned, values.rows, part, tile.first)
         made[planned.type] = part
     return _Encoded([made[t.type] for t in tile.tensors], [seen.get(t.type) for t in tile.tensors])
 
 
-def _quantize(engine: quant.Engine, tensor: PlannedTensor, floats: np.ndarray, out: np.ndarray, first_row: int) -> None:
+class _Values:
+    """The float32 values of a tile, which are decoded when they are first wanted."""
+
+    def __init__(
+        self,
+        reader: TensorReader,
+        engine: quant.Engine,
+        scratch: _Scratch,
+        raw: np.ndarray,
+        tensor: PlannedTensor,
+        first_row: int,
+    ) -> None:
+        self.raw = raw
+        assert tensor.view is not None  # noqa: S101  see above
+        self.dtype = tensor.view.dtype
+        self._reader, self._engine, self._scratch = reader, engine, scratch
+        self._tensor, self._first_row = tensor, first_row
+        self._all: np.ndarray | None = None
+
+    def all(self) -> np.ndarray:
+        """Return all, float32 (n_rows, n_cols); those of a quantized tile (requantizing) are checked here."""
+        if self._all is None:
+            floats = self._scratch.floats(len(self.raw), self._tensor.n_cols)
+            self._decode(self.raw, floats)
+            if quant.get(self.dtype).block_size > 1 and (view := self._tensor.view):
+                _check_finite(self._engine, floats.view(np.uint8), "F32", view, self._tensor, self._first_row)
+            self._all = floats
+        return self._all
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return a copy of some rows of the tile, float32 (len(rows), n_cols)."""
+        if self._all is not None:
+            return np.take(self._all, rows, axis=0)
+        floats = np.empty((len(rows), self._tensor.n_cols), np.float32)
+        self._decode(self.raw[rows], floats)
+        return floats
+
+    def _decode(self, raw: np.ndarray, floats: np.ndarray) -> None:
+        kind = quant.get(self.dtype)
+        if decode := self._engine.decoder(kind):
+            decode(raw, floats)
+        elif kind.block_size == 1:
+            self._reader.decode(self.dtype, raw, floats)
+        else:
+            kind.dequantize_rows(raw, floats)
+
+
+def _quantize(engine: quant.Engine, tensor: PlannedTensor, values: _Values, out: np.ndarray, first_row: int) -> None:
     """Quantize rows of a tensor; those of each of its matrices have their own importance."""
     kind = quant.get(tensor.type)
     if tensor.importance is None:
-        engine.quantize_rows(kind, floats, out)
+        if values.dtype == "BF16" and (from_bf16 := engine.from_bf16(kind)):
+            from_bf16(values.raw.view(np.uint16), out)
+        else:
+            engine.quantize_rows(kind, values.all(), out)
         return
+    floats = values.all()
     start, height = 0, tensor.shape[-2]
     while start < len(floats):
         matrix, row = divmod(first_row + start, height)
         stop = min(len(floats), start + height - row)
         engine.quantize_rows(kind, floats[start:stop], out[start:stop], tensor.importance[matrix])
         start = stop
-
-
-def _decode(
-    reader: TensorReader,
-    engine: quant.Engine,
-    raw: np.ndarray,
-    floats: np.ndarray,
-    view: View,
-    tensor: PlannedTensor,
-    first_row: int,
-) -> None:
-    """Give the float32 values of a tile; of a quantized one (requantizing) they are checked here."""
-    kind = quant.get(view.dtype)
-    if decode := engine.decoder(kind):
-        decode(raw, floats)
-    elif kind.block_size == 1:
-        reader.decode(view.dtype, raw, floats)
-    else:
-        kind.dequantize_rows(raw, floats)
-    if kind.block_size > 1:
-        _check_finite(engine, floats.view(np.uint8), "F32", view, tensor, first_row)
 
 
 def _check_finite(
@@ -324,36 +348,30 @@ def _check_finite(
         )
 
 
-def _check_overflow(
-    engine: quant.Engine, part: np.ndarray, floats: np.ndarray, tensor: PlannedTensor, first_row: int
+def _check_encoded(
+    engine: quant.Engine, part: np.ndarray, values: _Values, tensor: PlannedTensor, first_row: int
 ) -> None:
-    """Refuse a weight that float16 cannot hold, as llama-quantize's check of rows does."""
-    halves = part.view(np.uint16)
-    if engine.largest_magnitude(halves) >= 0x7C00:
-        infinite = (halves & np.uint16(0x7FFF)) >= np.uint16(0x7C00)
-        row, column = (int(i) for i in np.argwhere(infinite)[0])
+    """Refuse weights or scales that float16 cannot hold, as llama-quantize's check of rows does."""
+    kind = quant.get(tensor.type)
+    if kind.name == "F16":
+        halves = part.view(np.uint16)
+        if engine.largest_magnitude(halves) >= 0x7C00:
+            infinite = (halves & np.uint16(0x7FFF)) >= np.uint16(0x7C00)
+            row, column = (int(i) for i in np.argwhere(infinite)[0])
+            raise FormatError(
+                "a weight is too large for float16",
+                where=f"tensor {tensor.name}, row {first_row + row}, column {column}",
+                expected="at most 65504 in magnitude",
+                found=float(values.all()[row, column]),
+                hint="use BF16 or F32 instead",
+            )
+    if engine.has_bad_scale(kind, part) and (place := kind.bad_scale(part)):
+        row, column = place[0], place[1] * kind.block_size
+        block = values.all()[row, column : column + kind.block_size]
         raise FormatError(
-            "a weight is too large for float16",
-            where=f"tensor {tensor.name}, row {first_row + row}, column {column}",
-            expected="at most 65504 in magnitude",
-            found=float(floats[row, column]),
-            hint="use BF16 or F32 instead",
+            f"weights are too large for {kind.name}: a scale does not fit into float16",
+            where=f"tensor {tensor.name}, row {first_row + row}, columns {column} to {column + kind.block_size - 1}",
+            expected="scales of at most 65504 in magnitude",
+            found=f"weights up to {float(np.abs(block).max()):g}",
+            hint="use BF16 or F32 instead; are these weights meant?",
         )
-
-
-def _check_scales(
-    kind: quant.BlockType, part: np.ndarray, floats: np.ndarray, tensor: PlannedTensor, first_row: int
-) -> None:
-    """Refuse blocks of weights whose scale float16 cannot hold, as llama-quantize's check of rows does."""
-    place = kind.bad_scale(part)
-    if place is None:
-        return
-    row, column = place[0], place[1] * kind.block_size
-    block = floats[row, column : column + kind.block_size]
-    raise FormatError(
-        f"weights are too large for {kind.name}: a scale does not fit into float16",
-        where=f"tensor {tensor.name}, row {first_row + row}, columns {column} to {column + kind.block_size - 1}",
-        expected="scales of at most 65504 in magnitude",
-        found=f"weights up to {float(np.abs(block).max()):g}",
-        hint="use BF16 or F32 instead; are these weights meant?",
-    )

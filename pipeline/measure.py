@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,6 +51,9 @@ class Sums:
             self.square + other.square,
             max(self.largest, other.largest),
         )
+
+
+Rows = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,12 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
+def _measure(tensor: PlannedTensor, samples: Sequence[Sample]) -> Sums:
+    values = np.concatenate([sample.values for sample in samples])
+    encoded = np.concatenate([sample.encoded for sample in samples])
+    return measure_rows(quant.get(tensor.type), values, encoded, np.arange(len(values)))
+
+
 class ErrorMeter:
     """Gathers the errors of all tensors of some outputs: one row of *every* is measured; 1 measures all.
 
@@ -187,16 +197,21 @@ class ErrorMeter:
         self._sums: dict[tuple[str, str], Sums] = {}
         self._waiting: dict[str, tuple[PlannedTensor, list[Sample]]] = {}  # by recipe
 
-    def look(self, tensor: PlannedTensor, values: np.ndarray, encoded: np.ndarray, first: int) -> Sums | Sample:
-        """Measure the sampled rows of a tile whose first row is row *first* of *tensor*, or copy them if they are few.
+    def look(self, tensor: PlannedTensor, values: Rows, encoded: np.ndarray, first: int) -> Sums | Sample:
+        """Measure the sampled rows of a tile whose first row is row *first* of *tensor*, or keep them if they are few.
 
         What comes back is for `add`.
+
+        Args:
+            tensor: as it is planned.
+            values: gives rows of the source's values by their numbers in the tile, float32 (n, n_cols), as a copy.
+            encoded: the tile's bytes, uint8 (n_rows, row_bytes).
+            first: where the tile begins.
         """
         every = self.every if tensor.n_rows * tensor.n_cols > _SMALL else 1
-        rows = sampled_rows(first, first + len(values), every) - first
-        if len(rows) * tensor.n_cols < _CHUNK:
-            return Sample(values[rows], encoded[rows])
-        return measure_rows(quant.get(tensor.type), values, encoded, rows)
+        rows = sampled_rows(first, first + len(encoded), every) - first
+        sample = Sample(values(rows), encoded[rows])
+        return sample if sample.values.size < _CHUNK else _measure(tensor, [sample])
 
     def add(self, recipe: str, tensor: PlannedTensor, found: Sums | Sample) -> None:
         """Count what `look` has *found* to *tensor* of the file of *recipe*."""
@@ -219,9 +234,7 @@ class ErrorMeter:
 
     def _measure_waiting(self, recipe: str) -> None:
         tensor, samples = self._waiting.pop(recipe)
-        values = np.concatenate([sample.values for sample in samples])
-        encoded = np.concatenate([sample.encoded for sample in samples])
-        self._count(recipe, tensor, measure_rows(quant.get(tensor.type), values, encoded, np.arange(len(values))))
+        self._count(recipe, tensor, _measure(tensor, samples))
 
     def _count(self, recipe: str, tensor: PlannedTensor, sums: Sums) -> None:
         at = (recipe, tensor.name)

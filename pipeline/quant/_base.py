@@ -188,6 +188,10 @@ class BlockType(ABC):
         if importance is not None:
             self._check_importance(x, importance)
 
+    def check_bf16(self, x: U16, out: U8) -> None:
+        """Do the same where *x* are the bits of bfloat16, uint16."""
+        self._check(x, out, np.uint16)
+
     def dequantize_rows(self, data: U8, out: F32) -> None:
         """Expand *data*, uint8 (n_rows, row_bytes), into *out*, float32 (n_rows, n_cols), both C-contiguous.
 
@@ -203,6 +207,11 @@ class BlockType(ABC):
             for start in range(0, len(blocks), self.tile_blocks):
                 stop = start + self.tile_blocks
                 self.dequantize_blocks(blocks[start:stop], values[start:stop])
+
+    @property
+    def has_only_half_scales(self) -> bool:
+        """Whether `half_scales` is all that `bad_scale` looks at."""
+        return type(self)._bad_scales is BlockType._bad_scales
 
     def bad_scale(self, data: U8) -> tuple[int, int] | None:
         """Find the first block of *data*, (n_rows, row_bytes), with a scale that is not finite: its row and its place.
@@ -245,8 +254,8 @@ class BlockType(ABC):
             self.quantize_blocks(x[:1], out[:1])
             out[1:] = out[:1]
 
-    def _check(self, values: F32, data: U8) -> None:
-        for array, dtype, what in ((values, np.float32, "the values"), (data, np.uint8, "the data")):
+    def _check(self, values: F32 | U16, data: U8, kind: type[np.generic] = np.float32) -> None:
+        for array, dtype, what in ((values, kind, "the values"), (data, np.uint8, "the data")):
             if array.dtype != dtype or array.ndim != 2 or not array.flags.c_contiguous:
                 raise UsageError(
                     f"{what} of type {self.name} do not have the form its kernel takes",

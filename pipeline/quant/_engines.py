@@ -12,9 +12,10 @@ from typing import Final, Protocol
 import numpy as np
 
 from pipeline.errors import ToolError, UsageError
-from pipeline.quant._base import F32, SCRATCH_BYTES, U8, Array, BlockType
+from pipeline.quant._base import F32, SCRATCH_BYTES, U8, U16, Array, BlockType
 
 Decoder = Callable[[U8, F32], None]
+Encoder = Callable[[U16, U8], None]
 
 AUTO: Final = "auto"
 NAMES: Final = ("numpy", "fast")
@@ -48,6 +49,12 @@ class Engine(Protocol):
     def decoder(self, kind: BlockType) -> Decoder | None:
         """Return what does as `BlockType.dequantize_rows`, if this engine has something faster."""
 
+    def from_bf16(self, kind: BlockType) -> Encoder | None:
+        """Return what quantizes bfloat16, uint16 (n_rows, n_cols), as `quantize_rows` does their values, if it can."""
+
+    def has_bad_scale(self, kind: BlockType, data: U8) -> bool:
+        """Say whether `kind.bad_scale` finds a block in *data*."""
+
     def largest_magnitude(self, words: Array) -> int:
         """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
 
@@ -69,6 +76,14 @@ class NumpyEngine:
     def decoder(self, kind: BlockType) -> Decoder | None:  # noqa: ARG002 - has nothing faster
         """Return None: the types' own way is NumPy's."""
         return None
+
+    def from_bf16(self, kind: BlockType) -> Encoder | None:  # noqa: ARG002 - its kernels take float32
+        """Return None: the values have to be decoded."""
+        return None
+
+    def has_bad_scale(self, kind: BlockType, data: U8) -> bool:
+        """Say whether `kind.bad_scale` finds a block in *data*."""
+        return kind.bad_scale(data) is not None
 
     def largest_magnitude(self, words: Array) -> int:
         """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""

@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import discover
-from pipeline.quant._base import F32, SCRATCH_BYTES, U8, Array, BlockType, row_means
-from pipeline.quant._engines import Decoder, NumpyEngine
+from pipeline.quant._base import F32, SCRATCH_BYTES, U8, U16, Array, BlockType, row_means
+from pipeline.quant._engines import Decoder, Encoder, NumpyEngine
 from pipeline.quant.fast import _compile
 from pipeline.quant.fast._compile import Processor, host
-from pipeline.quant.fast._kernel import Build, Kernel
-from pipeline.quant.fast._look import MAGNITUDES, sum_of_squares
+from pipeline.quant.fast._kernel import Build, Kernel, reading_bf16
+from pipeline.quant.fast._look import MAGNITUDES, largest_half, sum_of_squares
 
 __all__ = ["FastEngine", "Processor", "host", "kernels"]
 
+
+_INFINITE_HALF = 0x7C00  # the bits of float16's infinity
 
 # What LLVM takes, mostly pages of its own program: to bring compiled code into memory, and to compile.
 _LINK_BYTES, _COMPILE_BYTES = 14_000_000, 44_000_000
@@ -43,7 +45,7 @@ class FastEngine:
     """
 
     name = "fast"
-    tile_elements = 1 << 18  # as float32, with its source, it fits the second-level cache of a core
+    tile_elements = 1 << 19  # as bfloat16 it fits the second-level cache of a core
 
     def __init__(self, processor: Processor | None = None, folder: Path | None = None) -> None:
         self.processor = processor or host()
@@ -85,6 +87,29 @@ class FastEngine:
             self._call(function, (data, kind.type_size), (out, kind.block_size))
 
         return decode
+
+    def from_bf16(self, kind: BlockType) -> Encoder | None:
+        """Return what quantizes bfloat16 as `quantize_rows` does their values; any kernel can."""
+        kernel = kernels().get(kind.name)
+        if kernel is None:
+            return None
+        function = self._function(f"{kind.name}-from-bf16", reading_bf16(kernel.build))
+
+        def encode(x: U16, out: U8) -> None:
+            kind.check_bf16(x, out)
+            self._call(function, (x, kind.block_size), (out, kind.type_size), None, x.shape[1] // kind.block_size)
+
+        return encode
+
+    def has_bad_scale(self, kind: BlockType, data: U8) -> bool:
+        """Say whether `kind.bad_scale` finds a block in *data*; where no scale can be bad, none is looked at."""
+        if not kind.has_only_half_scales:
+            return kind.bad_scale(data) is not None
+        found = np.zeros(1, np.uint32)
+        function = self._function("magnitude-of-half", largest_half)
+        for offset in kind.half_scales:
+            function(data.ctypes.data + offset, 0, 0, found.ctypes.data, data.size // kind.type_size, kind.type_size)
+        return int(found[0]) >= _INFINITE_HALF
 
     def largest_magnitude(self, words: Array) -> int:
         """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
@@ -133,7 +158,8 @@ class FastEngine:
 
     def is_compiled(self, name: str) -> bool:
         """Say whether the kernel of type *name* need not be compiled any more."""
-        return _compile.is_cached(self._label(name, weighted=False), self.processor, self._folder)
+        labels = self._label(name, weighted=False), f"{name}-from-bf16"
+        return any(_compile.is_cached(label, self.processor, self._folder) for label in labels)
 
     @staticmethod
     def _label(name: str, *, weighted: bool) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipeline.quant.fast._kernel import Arguments
+from pipeline.quant.fast._kernel import Arguments, Floats
 from pipeline.quant.fast._math import fp32_to_fp16
 from pipeline.quant.fast._tile import tiles
 from pipeline.quant.fast._vector import (
@@ -33,20 +33,20 @@ Fold = Callable[[Value, Value], Value]
 class Batch(NamedTuple):
     """Where the blocks of a batch begin: *x* their elements, *out* their bytes, *n_bytes* for each."""
 
-    x: Pointer
+    x: Floats
     out: Pointer
     n_bytes: int
 
     def elements(self, k: Value | int) -> Value:
         """Load block *k*, 32 lanes."""
-        return self.x.at(k * (4 * SIZE)).load(FLOAT, SIZE)
+        return self.x.at(k * SIZE).load(SIZE)
 
 
 def batches(code: Code, a: Arguments, n_bytes: int, quantize: Callable[[Batch], None]) -> None:
     """Run *quantize* for each batch of blocks of *n_bytes*."""
 
     def one(first: Value) -> None:
-        quantize(Batch(a.x.at(first * (4 * SIZE)), a.out.at(first * n_bytes), n_bytes))
+        quantize(Batch(a.values.at(first * SIZE), a.out.at(first * n_bytes), n_bytes))
 
     tiles(code, a.n_blocks, one)
 
@@ -86,7 +86,7 @@ def first_equal(code: Code, batch: Batch, values: Value, key: Callable[[Value], 
         place = rows.start.at(k * 4)
         is_equal = key(batch.elements(k)) == place.load(FLOAT).spread(SIZE)
         at = is_equal.mask().trailing_zeros().widen(INDEX)
-        place.store(batch.x.at((k * SIZE + at) * 4).load(FLOAT))
+        place.store(batch.x.at(k * SIZE + at).load())
 
     code.each(code.lanes, one)
     return rows[0]

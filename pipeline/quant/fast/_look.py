@@ -28,6 +28,20 @@ def largest_magnitude(element: Any) -> Build:
     return build
 
 
+def largest_half(code: Code, a: Arguments) -> None:
+    """Raise the int32 at *out* to the largest of `n_blocks` words of 16 bits, *blocks_per_row* bytes apart, less signs.
+
+    A block is one word here.
+    """
+
+    def one(i: Value, best: Value) -> tuple[Value]:
+        word = a.x.at(i * a.blocks_per_row).load(HALF).widen(INT) & 0x7FFF
+        return (larger(word, best),)
+
+    (found,) = code.loop(a.n_blocks, one, a.out.load(INT))
+    a.out.store(found)
+
+
 def sum_of_squares(code: Code, a: Arguments) -> None:
     """Write the sum of the squares of each row, in the order of its elements, to *out*; rows go side by side.
 
@@ -37,7 +51,7 @@ def sum_of_squares(code: Code, a: Arguments) -> None:
 
     def tile(first: Value) -> None:
         def columns(group: Value, total: Value) -> tuple[Value]:
-            load_tile(code, lambda lane: a.x.at(((first + lane) * n_cols + group * 32) * 4), 32, x)
+            load_tile(code, lambda lane: a.values.at((first + lane) * n_cols + group * 32), 32, x)
             return code.each(32, lambda i, total: (total + x[i] * x[i],), total)  # type: ignore[return-value]
 
         (total,) = code.loop(n_cols // 32, columns, code.floats(0))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.quant.fast._kernel import Arguments
-from pipeline.quant.fast._vector import BYTE, FLOAT, HALF, INT, Code, Pointer, Rows, State, Value, where
+from pipeline.quant.fast._kernel import Arguments, Floats
+from pipeline.quant.fast._vector import BYTE, HALF, INT, Code, Pointer, Rows, State, Value, where
 
 
 def tiles(code: Code, n_blocks: Value, body: Callable[..., State | None], *state: Value) -> State:
@@ -23,7 +23,7 @@ def tiles(code: Code, n_blocks: Value, body: Callable[..., State | None], *state
     return code.loop((n_blocks + (lanes - 1)) // lanes, one, *state)
 
 
-def load_tile(code: Code, block: Callable[[int], Pointer], n_elements: int, rows: Rows) -> None:
+def load_tile(code: Code, block: Callable[[int], Floats], n_elements: int, rows: Rows) -> None:
     """Fill *rows* with the float32 of the blocks whose places *block* gives for each lane: a transposition.
 
     Squares as wide as a register are turned by halving: each round interleaves the first half of the vectors with the
@@ -36,8 +36,8 @@ def load_tile(code: Code, block: Callable[[int], Pointer], n_elements: int, rows
     for lane in range(0, code.lanes, width):
         places = [block(lane + k) for k in range(width)]
 
-        def square(i: Value, places: list[Pointer] = places, lane: int = lane) -> None:
-            vectors = [place.at(i * (4 * width)).load(FLOAT, width) for place in places]
+        def square(i: Value, places: list[Floats] = places, lane: int = lane) -> None:
+            vectors = [place.at(i * width).load(width) for place in places]
             for _ in range(width.bit_length() - 1):
                 pairs = zip(vectors[: width // 2], vectors[width // 2 :], strict=True)
                 vectors = [v for a, b in pairs for v in (a.shuffle(low, b), a.shuffle(high, b))]
@@ -70,7 +70,7 @@ def blocks(
     n_elements, n_bytes = sizes
 
     def tile(first: Value) -> None:
-        load_tile(code, lambda lane: a.x.at((first + lane) * (4 * n_elements)), n_elements, x)
+        load_tile(code, lambda lane: a.values.at((first + lane) * n_elements), n_elements, x)
         compute(first)
         start = a.out.at(first * n_bytes)
         store_words(code, words, n_bytes, lambda lane: start.at(lane * n_bytes))
@@ -84,7 +84,7 @@ def super_blocks(
     """Do what `blocks` does for super-blocks of 256 elements that are zeros where all elements are, as in padding."""
 
     def tile(first: Value) -> None:
-        load_tile(code, lambda lane: a.x.at((first + lane) * 1024), 256, x)
+        load_tile(code, lambda lane: a.values.at((first + lane) * 256), 256, x)
         start = a.out.at(first * n_bytes)
 
         def whole() -> None:
@@ -98,7 +98,8 @@ def super_blocks(
 
 def load_importance(code: Code, a: Arguments, first: Value, rows: Rows, n: int = 256) -> None:
     """Fill *rows* with the importance of the *n* columns that each block of a tile covers."""
-    load_tile(code, lambda lane: a.importance.at((first + lane) % a.blocks_per_row * (4 * n)), n, rows)
+    start = Floats(a.importance)
+    load_tile(code, lambda lane: start.at((first + lane) % a.blocks_per_row * n), n, rows)
 
 
 def weigh(code: Code, x: Rows, importance: Rows, sigma2: Value, w: Rows, n: int) -> Value:

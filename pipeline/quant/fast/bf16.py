@@ -5,14 +5,14 @@ from __future__ import annotations
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._math import fp32_to_bf16
 from pipeline.quant.fast._tile import tiles
-from pipeline.quant.fast._vector import FLOAT, HALF, INT, Code, Value
+from pipeline.quant.fast._vector import HALF, INT, Code, Value
 
 
 def _build(code: Code, a: Arguments) -> None:
     """Mirror `ggml_fp32_to_bf16_row_ref`."""
 
     def one(first: Value) -> None:
-        x = a.x.at(first * 4).load(FLOAT, code.lanes)
+        x = a.values.at(first).load(code.lanes)
         a.out.at(first * 2).store(fp32_to_bf16(x).narrow(HALF))
 
     tiles(code, a.n_blocks, one)

@@ -56,6 +56,37 @@ def test_bytes_do_not_depend_on_the_registers(name: str, width: int, tmp_path: P
     assert quantized(engine, name, np.empty((0, 512), np.float32)) == b""
 
 
+@pytest.mark.parametrize("name", kernels())
+def test_bfloat16_gives_the_bytes_of_its_values(name: str) -> None:
+    """What reads bfloat16 writes what is written of the decoded values, whatever the number of blocks."""
+    engine, kind = FastEngine(), quant.get(name)
+    encode = engine.from_bf16(kind)
+    assert encode is not None
+    assert NUMPY.from_bf16(kind) is None
+    for n_rows in (1, 17, 70):
+        x = rows(n_rows)
+        x[2::3] *= np.exp(np.random.default_rng(n_rows).uniform(-80, 80, (len(x[2::3]), 1)))
+        bits = (x.view(np.uint32) >> 16).astype(np.uint16)
+        out = np.empty((n_rows, kind.row_bytes(512)), np.uint8)
+        encode(bits, out)
+        assert out.tobytes() == quantized(NUMPY, name, (bits.astype(np.uint32) << 16).view(np.float32))
+    with pytest.raises(UsageError):
+        encode(bits.astype(np.int16), out)  # type: ignore[arg-type]
+    with pytest.raises(UsageError):
+        encode(bits, out[:-1])
+
+
+@pytest.mark.parametrize("kind", quant.types().values(), ids=str)
+def test_bad_scales_are_found_by_both_engines(kind: quant.BlockType) -> None:
+    """Bytes of any kind: the compiled look finds a bad scale just where the type's own one does."""
+    engine, rng = FastEngine(), np.random.default_rng(7)
+    for n_blocks in (1, 2, 40):
+        for _ in range(30):
+            data = rng.integers(0, 256, (1, n_blocks * kind.type_size), np.uint8)
+            assert engine.has_bad_scale(kind, data) == NUMPY.has_bad_scale(kind, data)
+            assert NUMPY.has_bad_scale(kind, data) == (kind.bad_scale(data) is not None)
+
+
 def test_arguments_are_checked() -> None:
     """What NumPy's kernels refuse is refused, before any address is passed on."""
     engine, out = FastEngine(), np.empty((1, 144), np.uint8)

@@ -178,7 +178,7 @@ def test_a_tile_is_the_transposed_blocks(processor: Processor) -> None:
 
     def build(code: Code, a: Arguments) -> None:
         rows = code.rows(256)
-        load_tile(code, lambda lane: a.x.at(lane * 1024), 256, rows)
+        load_tile(code, lambda lane: a.values.at(lane * 256), 256, rows)
         code.loop(256, lambda i: a.out.at(i * (4 * n)).store(rows[i]))
 
     load_uncached(build, processor)(x.ctypes.data, 0, 0, out.ctypes.data, n, 1)
