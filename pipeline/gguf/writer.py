@@ -23,6 +23,8 @@ from pipeline.types import Blob, Plan, PlannedTensor
 
 _WORTH_A_THREAD = 1 << 17  # bytes; handing over a chunk takes as long as hashing some thousands
 
+_SYNC_EVERY = 1 << 26  # bytes; what is on the disk early need not be waited for at the end
+
 Chunk = bytes | bytearray | memoryview | np.ndarray
 
 
@@ -53,6 +55,9 @@ class GgufWriter:
         self._fd = -1
         self._sha256 = hashlib.sha256()
         self._hasher = ThreadPoolExecutor(1, "hash")
+        self._syncer = ThreadPoolExecutor(1, "sync")
+        self._syncing: Future[None] | None = None
+        self._synced = 0  # the position when the last sync began
         self._position = 0  # absolute, in bytes
         self._next = 0  # index of the tensor that must begin next
         self._current: PlannedTensor | None = None
@@ -146,6 +151,8 @@ class GgufWriter:
         assert self._temporary is not None  # noqa: S101  it is open
         crash.point("file written")
         with refused(self.path, self.plan.file_bytes):
+            if self._syncing:
+                self._syncing.result()
             os.fsync(self._fd)
             crash.point("file synced")
             self._temporary.replace(self.path)
@@ -173,9 +180,23 @@ class GgufWriter:
         self._position += len(chunk)
         with hashing, refused(self.path, self.plan.file_bytes):
             whole.write_all(self._fd, chunk)
+            self._sync_meanwhile()
+
+    def _sync_meanwhile(self) -> None:
+        """Have the disk write what there is now and then, while the work goes on.
+
+        Raises:
+            OSError: if it could not the last time; the system would not say so again.
+        """
+        if self._position - self._synced < _SYNC_EVERY or (self._syncing and not self._syncing.done()):
+            return
+        if self._syncing:
+            self._syncing.result()
+        self._syncing, self._synced = self._syncer.submit(os.fsync, self._fd), self._position
 
     def _close(self) -> None:
         self._hasher.shutdown()
+        self._syncer.shutdown()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -211,12 +211,49 @@ def test_a_file_larger_than_the_disk_fails_at_once(tmp_path: Path, make_plan: An
     assert not list(tmp_path.iterdir())
 
 
+def _descriptor(path: Path) -> int:
+    (fd,) = (int(link.name) for link in Path("/proc/self/fd").iterdir() if link.resolve() == path)
+    return fd
+
+
+def test_syncing_early_changes_nothing(
+    tmp_path: Path, rich_plan: Plan, tensor_data: TensorData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that goes to the disk while it is written has the same bytes."""
+    whole, early = tmp_path / "whole", tmp_path / "early"
+    blob = _write(whole, rich_plan, tensor_data)
+    monkeypatch.setattr("pipeline.gguf.writer._SYNC_EVERY", 1)
+    assert _write(early, rich_plan, tensor_data, 64) == blob
+    assert early.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses /proc")
+def test_a_sync_that_failed_is_told(tmp_path: Path, make_plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk refused while work went on is an error at the latest in commit, though it is well again by then."""
+    monkeypatch.setattr("pipeline.gguf.writer._SYNC_EVERY", 1 << 12)
+    plan = make_plan(tensors=[("t", "F32", (1 << 10,))])
+    with GgufWriter(tmp_path / "o", plan) as out:
+        fd = _descriptor(next(tmp_path.iterdir()))
+        well, (tap, pipe) = os.dup(fd), os.pipe()
+        os.dup2(pipe, fd)  # a pipe can be written but not synced
+        out.begin(plan.tensors[0])
+        out.write(bytes(1 << 12))
+        out._syncer.submit(int).result()  # the one before is over
+        os.dup2(well, fd)
+        out.end()
+        with pytest.raises(AccessError, match=os.strerror(errno.EINVAL)):
+            out.commit()
+        for one in (well, tap, pipe):
+            os.close(one)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="uses /proc and /dev/full")
 def test_a_disk_that_fills_up_is_a_resource_error(tmp_path: Path, rich_plan: Plan) -> None:
     """When the kernel says that the device is full, the error says so and the temporary file goes."""
     with GgufWriter(tmp_path / "o", rich_plan) as out:
         (hidden,) = tmp_path.iterdir()
-        (fd,) = (int(link.name) for link in Path("/proc/self/fd").iterdir() if link.resolve() == hidden)
+        fd = _descriptor(hidden)
         full = os.open("/dev/full", os.O_WRONLY)
         os.dup2(full, fd)
         os.close(full)
