@@ -111,6 +111,8 @@ def encode(
     """
     workers = threads or usable_cores()
     chosen = choose_engine(engine, [out.plan.tensors for out in outputs])
+    if meter:
+        meter.engine = chosen
     total = sum(t.n_rows * t.n_cols for t in outputs[0].plan.tensors)
     done = 0
     with contextlib.ExitStack() as stack:

@@ -23,7 +23,7 @@ SAMPLE = 32
 
 LEVELS = {"none": 0, "sample": SAMPLE, "all": 1}
 
-_CHUNK = 1 << 15  # weights decoded at once: four float64 arrays of it stay in the cache of a core
+_CHUNK = 1 << 15  # weights decoded at once: what is made of them stays in the cache of a core
 _ENOUGH = 1 << 17  # sampled weights that are measured in one pass
 _DIGITS = 7
 _SMALL = 1 << 16
@@ -116,7 +116,9 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-def measure_rows(kind: quant.BlockType, values: np.ndarray, encoded: np.ndarray, rows: np.ndarray) -> Sums:
+def measure_rows(
+    kind: quant.BlockType, values: np.ndarray, encoded: np.ndarray, rows: np.ndarray, engine: quant.Engine | None = None
+) -> Sums:
     """Compare *rows* of two arrays.
 
     Args:
@@ -124,7 +126,9 @@ def measure_rows(kind: quant.BlockType, values: np.ndarray, encoded: np.ndarray,
         values: the source's, float32 (n_rows, n_cols).
         encoded: uint8 (n_rows, row_bytes).
         rows: the row numbers to compare.
+        engine: what adds up, NumPy by default.
     """
+    engine = engine or quant.NumpyEngine()
     n_cols = values.shape[1]
     step = max(1, _CHUNK // n_cols)
     sums = Sums()
@@ -137,24 +141,8 @@ def measure_rows(kind: quant.BlockType, values: np.ndarray, encoded: np.ndarray,
         kind.dequantize_rows(blocks, y)
         x = _buffers.get("x", shape, np.float32)
         np.take(values, some, axis=0, out=x, mode="clip")
-        sums += _compare(x.reshape(-1), y.reshape(-1), len(some))
+        sums += Sums(len(some), x.size, *engine.compare(x.reshape(-1), y.reshape(-1)))
     return sums
-
-
-def _compare(x: np.ndarray, y: np.ndarray, n_rows: int) -> Sums:
-    # Products and NumPy's own sum, never a dot product: a BLAS adds in an order of its own, by machine and threads.
-    product = _buffers.get("product", x.shape, np.float64)
-    a, b = _buffers.get("x64", x.shape, np.float64), _buffers.get("y64", x.shape, np.float64)
-    np.copyto(a, x)  # once and whole: a product that converts its factors on the way takes twice as long
-    np.copyto(b, y)
-
-    def total(p: np.ndarray, q: np.ndarray) -> float:
-        return float(np.add.reduce(np.multiply(p, q, out=product)))
-
-    xx, yy, xy = total(a, a), total(b, b), total(a, b)
-    a -= b
-    largest = max(float(a.max()), -float(a.min()))
-    return Sums(n_rows, len(x), xx, yy, xy, total(a, a), largest)
 
 
 def error_of(sums: Sums) -> TensorError:
@@ -179,10 +167,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _measure(tensor: PlannedTensor, samples: Sequence[Sample]) -> Sums:
+def _measure(tensor: PlannedTensor, samples: Sequence[Sample], engine: quant.Engine) -> Sums:
     values = np.concatenate([sample.values for sample in samples])
     encoded = np.concatenate([sample.encoded for sample in samples])
-    return measure_rows(quant.get(tensor.type), values, encoded, np.arange(len(values)))
+    return measure_rows(quant.get(tensor.type), values, encoded, np.arange(len(values)), engine)
 
 
 class ErrorMeter:
@@ -194,6 +182,7 @@ class ErrorMeter:
 
     def __init__(self, every: int) -> None:
         self.every = every
+        self.engine: quant.Engine = quant.NumpyEngine()  # what adds up; `encode` puts its own here
         self._sums: dict[tuple[str, str], Sums] = {}
         self._waiting: dict[str, tuple[PlannedTensor, list[Sample]]] = {}  # by recipe
 
@@ -211,7 +200,7 @@ class ErrorMeter:
         every = self.every if tensor.n_rows * tensor.n_cols > _SMALL else 1
         rows = sampled_rows(first, first + len(encoded), every) - first
         sample = Sample(values(rows), encoded[rows])
-        return sample if sample.values.size < _CHUNK else _measure(tensor, [sample])
+        return sample if sample.values.size < _CHUNK else _measure(tensor, [sample], self.engine)
 
     def add(self, recipe: str, tensor: PlannedTensor, found: Sums | Sample) -> None:
         """Count what `look` has *found* to *tensor* of the file of *recipe*."""
@@ -234,7 +223,7 @@ class ErrorMeter:
 
     def _measure_waiting(self, recipe: str) -> None:
         tensor, samples = self._waiting.pop(recipe)
-        self._count(recipe, tensor, _measure(tensor, samples))
+        self._count(recipe, tensor, _measure(tensor, samples, self.engine))
 
     def _count(self, recipe: str, tensor: PlannedTensor, sums: Sums) -> None:
         at = (recipe, tensor.name)

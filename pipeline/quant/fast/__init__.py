@@ -15,11 +15,11 @@ import numpy as np
 
 from pipeline import discover
 from pipeline.quant._base import F32, SCRATCH_BYTES, U8, U16, Array, BlockType, row_means
-from pipeline.quant._engines import Decoder, Encoder, NumpyEngine
+from pipeline.quant._engines import Compared, Decoder, Encoder, NumpyEngine
 from pipeline.quant.fast import _compile
 from pipeline.quant.fast._compile import Processor, host
 from pipeline.quant.fast._kernel import Build, Kernel, reading_bf16
-from pipeline.quant.fast._look import MAGNITUDES, largest_half, sum_of_squares
+from pipeline.quant.fast._look import MAGNITUDES, N_COMPARED, compare, largest_half, sum_of_squares
 
 __all__ = ["FastEngine", "Processor", "host", "kernels"]
 
@@ -110,6 +110,17 @@ class FastEngine:
         for offset in kind.half_scales:
             function(data.ctypes.data + offset, 0, 0, found.ctypes.data, data.size // kind.type_size, kind.type_size)
         return int(found[0]) >= _INFINITE_HALF
+
+    def compare(self, x: F32, y: F32) -> Compared:
+        """Return the sums of x*x, y*y, x*y and (x-y)*(x-y), and the largest |x-y|."""
+        lanes = self.processor.lanes
+        n = x.size // lanes
+        lane_sums = np.empty((N_COMPARED, lanes))
+        function = self._function("compare", compare)
+        function(x.ctypes.data, y.ctypes.data, 0, lane_sums.ctypes.data, n, 1)
+        xx, yy, xy, square = lane_sums[:-1].sum(axis=1).tolist()
+        rest = NumpyEngine().compare(x[n * lanes :], y[n * lanes :])
+        return Compared(xx, yy, xy, square, float(lane_sums[-1].max())).joined(rest)
 
     def largest_magnitude(self, words: Array) -> int:
         """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.quant.fast._kernel import Arguments, Build
+from pipeline.quant.fast._kernel import Arguments, Build, Floats
 from pipeline.quant.fast._tile import load_tile, tiles
 from pipeline.quant.fast._vector import HALF, INT, Code, Value, larger
 
@@ -40,6 +40,27 @@ def largest_half(code: Code, a: Arguments) -> None:
 
     (found,) = code.loop(a.n_blocks, one, a.out.load(INT))
     a.out.store(found)
+
+
+N_COMPARED = 5
+
+
+def compare(code: Code, a: Arguments) -> None:
+    """Write what x (at *x*) and y (at *importance*) add up to, float64 (N_COMPARED, lanes).
+
+    The rows are the sums of x*x, y*y, x*y and (x-y)*(x-y), and the largest |x-y|.  A block has as many numbers as
+    there are lanes.
+    """
+    y_start, lanes = Floats(a.importance), code.lanes
+
+    def one(i: Value, xx: Value, yy: Value, xy: Value, square: Value, largest: Value) -> tuple[Value, ...]:
+        x, y = (start.at(i * lanes).load(lanes).doubles() for start in (a.values, y_start))
+        d = x - y
+        return xx + x * x, yy + y * y, xy + x * y, square + d * d, larger(larger(d, -d), largest)
+
+    zero = code.floats(0).doubles()
+    for row, found in enumerate(code.loop(a.n_blocks, one, *[zero] * N_COMPARED)):
+        a.out.at(row * 8 * lanes).store(found)
 
 
 def sum_of_squares(code: Code, a: Arguments) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from llvmlite import ir
 
 FLOAT: Final = ir.FloatType()
+DOUBLE: Final = ir.DoubleType()
 INT: Final = ir.IntType(32)
 HALF: Final = ir.IntType(16)
 BYTE: Final = ir.IntType(8)
@@ -28,7 +29,7 @@ State = tuple["Value", ...]
 
 
 class Value:
-    """What an instruction gives: a vector of float32, int32, int16, int8 or truth values, or a scalar of them."""
+    """What an instruction gives: a vector of floats, integers or truth values, or a scalar of them."""
 
     __slots__ = ("code", "raw")
 
@@ -42,7 +43,7 @@ class Value:
         return self.raw.type.element if isinstance(self.raw.type, ir.VectorType) else self.raw.type
 
     def _is_float(self) -> bool:
-        return bool(self.element == FLOAT)
+        return self.element in (FLOAT, DOUBLE)
 
     def like(self, number: Value | Number) -> Value:
         """Give *number* in every lane of a value of this one's type."""
@@ -151,6 +152,10 @@ class Value:
         """Give the float32 that have these bits, int32."""
         return self._as("bitcast", FLOAT)
 
+    def doubles(self) -> Value:
+        """Convert float32 to float64, exactly."""
+        return self._as("fpext", DOUBLE)
+
     def to_float(self) -> Value:
         """Convert signed integers to float32."""
         return self._as("sitofp", FLOAT)
@@ -205,7 +210,7 @@ def _constant(kind: Any, number: Number) -> Any:
 
 
 def _plain(element: Any, number: Number) -> Number:
-    if element == FLOAT:
+    if element in (FLOAT, DOUBLE):
         return float(number)
     return int(number)
 

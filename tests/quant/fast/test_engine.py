@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline import quant
@@ -193,6 +195,16 @@ sys.stdout.buffer.write(out.tobytes())
     assert [child.returncode for child in children] == [0, 0, 0]
     assert set(found) == {quantized(NUMPY, "Q4_K", x)}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@given(n=st.integers(0, 3000), exponent=st.integers(-60, 60), seed=st.integers(0, 1 << 31))
+def test_sums_are_numpys(n: int, exponent: int, seed: int) -> None:
+    """Two vectors of any length compare alike on both engines: to twelve digits, the largest difference to the last."""
+    rng = np.random.default_rng(seed)
+    x, y = (rng.standard_normal((2, n)) * 2.0**exponent).astype(np.float32)
+    found, expected = FastEngine().compare(x, y), NUMPY.compare(x, y)
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-12 * expected.xx)
+    assert found.largest == expected.largest
 
 
 def test_the_largest_magnitude() -> None:
