@@ -72,8 +72,12 @@ def _encoding(dtype: str, kind: str, engine: str) -> float:
     raw = np.empty((_ROWS, quant.get(dtype).row_bytes(_COLUMNS)), np.uint8)
     quant.get(dtype).quantize_rows(values, raw)
     encoded = np.empty((_ROWS, quant.get(kind).row_bytes(_COLUMNS)), np.uint8)
+    from_bf16 = chosen.from_bf16(quant.get(kind)) if dtype == "BF16" else None
 
     def work() -> None:
+        if from_bf16:
+            from_bf16(raw.view(np.uint16), encoded)
+            return
         if dtype in PRECISIONS:
             decode_rows(dtype, raw, values)
         else:
