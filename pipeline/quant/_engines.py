@@ -74,7 +74,7 @@ class Engine(Protocol):
         """Return what quantizes bfloat16, uint16 (n_rows, n_cols), as `quantize_rows` does their values, if it can."""
 
     def has_bad_scale(self, kind: BlockType, data: U8) -> bool:
-        """Say whether `kind.bad_scale` finds a block in *data*."""
+        """Say whether `kind.bad_scale` finds a block in *data*, which is C-contiguous."""
 
     def compare(self, x: F32, y: F32) -> Compared:
         """Compare two vectors of float32, C-contiguous; how the sums are grouped is the engine's own."""
