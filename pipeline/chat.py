@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.errors import InputError
 from pipeline.gguf import read_gguf
 from pipeline.runtime import ChatSession, open_runtime
@@ -68,8 +68,10 @@ def find_target(ref: str) -> Target:
     name = local_name(ref)
     gguf = store.model_path(name)
     layers = {layer.media_type: store.blob_path(layer.blob.digest) for layer in store.read_manifest(name).layers}
-    system = layers[SYSTEM].read_text(encoding="utf-8") if SYSTEM in layers else None
-    parameters = json.loads(layers[PARAMS].read_bytes()) if PARAMS in layers else {}
+    # Anybody with the token may have pushed them, so they are read as input.
+    system = strict_json.read_text(layers[SYSTEM]) if SYSTEM in layers else None
+    parameters = strict_json.read_json(layers[PARAMS]) if PARAMS in layers else {}
+    strict_json.optional(parameters, "num_ctx", int, layers.get(PARAMS, gguf), "num_ctx")
     read_gguf(gguf)
     return Target(gguf, system, parameters)
 

@@ -298,6 +298,12 @@ def test_nan_weights_are_refused_by_name(run: Run, demo: Path, tmp_path: Path) -
         (("run", "./nowhere", "hi"), 3, "no such file"),
         (("run", "./tests", "hi"), 3, "not a regular file"),
         (("rm", "never-published"), 2, "no such model"),
+        (("list", "never-published"), 2, "no such model"),
+        (("inspect", "/no/such/file.gguf"), 2, "no such file"),
+        (("inspect", "--report", "/no/such/file.json"), 2, "no such file"),
+        (("verify", "./nowhere"), 2, "no such file"),
+        (("verify", "./tests"), 2, "is no file"),
+        (("doctor", "--registry", "http://127.0.0.1:1"), 4, "check the address"),
         (("convert", "demo", "-o", "/no/such/folder/x.gguf"), 2, "does not exist"),
     ],
 )
