@@ -314,6 +314,21 @@ def test_wrong_usage_says_what_to_do(arguments: tuple[str, ...], code: int, text
     assert text in done.stderr
 
 
+def test_a_type_without_an_encoder_is_refused_before_any_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IQ3_S needs llama.cpp's library: where it is not built, nothing is begun, let alone downloaded."""
+    assert run("convert", "demo", "-o", tmp_path / "demo.gguf").exit_code == 0
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("GGUF_PIPELINE_LLAMA", raising=False)
+    for arguments in (
+        ("publish", "demo", "--quant", "Q8_0,IQ3_S", "--proof", "none"),
+        ("quantize", tmp_path / "demo.gguf", "-o", tmp_path / "out.gguf", "--quant", "IQ3_S"),
+    ):
+        done = run(*arguments)
+        assert (done.exit_code, "make llama" in done.stderr, "writing" in done.stderr) == (1, True, False)
+
+
 def test_running_what_is_no_gguf_is_an_input_error(run: Run, tmp_path: Path) -> None:
     """A file that is no GGUF is named, with what is wrong, before any llama.cpp sees it; a broken blob too."""
     garbage = tmp_path / "garbage.gguf"
