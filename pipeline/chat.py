@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import strict_json
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UnsupportedError
 from pipeline.gguf import read_gguf
 from pipeline.runtime import ChatSession, open_runtime
 from pipeline.store import Store, local_name, local_store_root
@@ -57,12 +57,13 @@ def find_target(ref: str) -> Target:
         UsageError: if no such model is published.
         InputError: if there is no such file.
         FormatError: if the file is no GGUF, or the publication is broken.
+        UnsupportedError: if the model writes no text.
     """
     if ref.endswith(".gguf") or ref.startswith(("/", "./", "../")):
         path = Path(ref)
         if not path.exists():
             raise InputError("no such file", where=ref, hint="`gguf-pipeline list` shows the published models")
-        read_gguf(path)  # says what is wrong with a file better than llama.cpp's log does
+        _require_text(path, ref)
         return Target(path)
     store = Store(local_store_root())
     name = local_name(ref)
@@ -72,8 +73,25 @@ def find_target(ref: str) -> Target:
     system = strict_json.read_text(layers[SYSTEM]) if SYSTEM in layers else None
     parameters = strict_json.read_json(layers[PARAMS]) if PARAMS in layers else {}
     strict_json.optional(parameters, "num_ctx", int, layers.get(PARAMS, gguf), "num_ctx")
-    read_gguf(gguf)
+    _require_text(gguf, ref)
     return Target(gguf, system, parameters)
+
+
+def _require_text(gguf: Path, ref: str) -> None:
+    """Refuse what llama.cpp cannot load, or would load and then die of, in better words than its log has.
+
+    Raises:
+        FormatError: if the file is no GGUF.
+        UnsupportedError: if the model writes no text.
+    """
+    metadata = read_gguf(gguf).metadata
+    is_encoder = any(key.endswith(".attention.causal") and kv.value is False for key, kv in metadata.items())
+    if is_encoder or any(key.endswith(".pooling_type") for key in metadata):
+        raise UnsupportedError(
+            "an embedding model makes vectors: there is nothing to chat with",
+            where=ref,
+            hint="publish it, and ask Ollama's /api/embed; `publish` prints the command",
+        )
 
 
 @contextlib.contextmanager

@@ -36,6 +36,16 @@ def test_the_prompt_and_the_parameters_of_a_publication(store: Store) -> None:
     assert target.parameters["top_k"] == 1
 
 
+@pytest.mark.parametrize("model", ["bert", "nomic_bert"])
+def test_an_embedding_model(model: str, repository: Path, tmp_path: Path) -> None:
+    """It is refused before llama.cpp, whose server would end in a crash, sees it."""
+    gguf = tmp_path / "model.gguf"
+    source = repository / "tests/fixtures/arch" / model
+    assert CliRunner().invoke(main, ["convert", str(source), "-o", str(gguf)]).exit_code == 0
+    done = CliRunner().invoke(main, ["run", str(gguf), "hi"])
+    assert (done.exit_code, "an embedding model makes vectors" in done.stderr) == (3, True)
+
+
 @pytest.mark.parametrize(
     ("kind", "content"),
     [(PARAMS, b"{"), (PARAMS, b"[]"), (PARAMS, b'{"num_ctx": "much"}'), (PARAMS, b"\xff"), (SYSTEM, b"\xff")],
