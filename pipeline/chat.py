@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import strict_json
 from pipeline.errors import InputError, UnsupportedError
-from pipeline.gguf import read_gguf
+from pipeline.gguf import read_parts
 from pipeline.runtime import ChatSession, open_runtime
 from pipeline.store import Store, local_name, local_store_root
 from pipeline.store.manifest import PARAMS, SYSTEM
@@ -63,8 +63,7 @@ def find_target(ref: str) -> Target:
         path = Path(ref)
         if not path.exists():
             raise InputError("no such file", where=ref, hint="`gguf-pipeline list` shows the published models")
-        _require_text(path, ref)
-        return Target(path)
+        return Target(_require_text(path, ref))
     store = Store(local_store_root())
     name = local_name(ref)
     gguf = store.model_path(name)
@@ -73,18 +72,21 @@ def find_target(ref: str) -> Target:
     system = strict_json.read_text(layers[SYSTEM]) if SYSTEM in layers else None
     parameters = strict_json.read_json(layers[PARAMS]) if PARAMS in layers else {}
     strict_json.optional(parameters, "num_ctx", int, layers.get(PARAMS, gguf), "num_ctx")
-    _require_text(gguf, ref)
-    return Target(gguf, system, parameters)
+    return Target(_require_text(gguf, ref), system, parameters)
 
 
-def _require_text(gguf: Path, ref: str) -> None:
+def _require_text(gguf: Path, ref: str) -> Path:
     """Refuse what llama.cpp cannot load, or would load and then die of, in better words than its log has.
+
+    Return what to load: of a split model the first part.
 
     Raises:
         FormatError: if the file is no GGUF.
+        InputError: if a part of it is missing.
         UnsupportedError: if the model writes no text.
     """
-    metadata = read_gguf(gguf).metadata
+    first = read_parts(gguf)[0]
+    metadata = first.metadata
     is_encoder = any(key.endswith(".attention.causal") and kv.value is False for key, kv in metadata.items())
     if is_encoder or any(key.endswith(".pooling_type") for key in metadata):
         raise UnsupportedError(
@@ -92,6 +94,7 @@ def _require_text(gguf: Path, ref: str) -> None:
             where=ref,
             hint="publish it, and ask Ollama's /api/embed; `publish` prints the command",
         )
+    return first.path
 
 
 @contextlib.contextmanager

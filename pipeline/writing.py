@@ -91,5 +91,6 @@ def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
             where=paths[0].parent,
             expected=f"{needed:,} bytes free",
             found=f"{free:,} bytes free",
-            hint="free some space, publish fewer quantizations at once, or move the store (GGUF_PIPELINE_STORE)",
+            hint="free some space, make fewer quantizations at once, or take another disk: -o, or, to publish, "
+            "GGUF_PIPELINE_STORE for the target local and XDG_CACHE_HOME for registries",
         )

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from pipeline.chat import find_target
 from pipeline.cli import main
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, InputError
 from pipeline.store import Name, Store
 from pipeline.store.manifest import PARAMS, SYSTEM
 from pipeline.types import Layer
@@ -34,6 +34,17 @@ def test_the_prompt_and_the_parameters_of_a_publication(store: Store) -> None:
     target = find_target("demo:Q8_0")
     assert (target.gguf, target.system) == (store.model_path(NAME), "Be brief.")
     assert target.parameters["top_k"] == 1
+
+
+def test_a_split_model(tmp_path: Path) -> None:
+    """Any part stands for all of them; a missing one is named before llama.cpp looks for it."""
+    done = CliRunner().invoke(main, ["convert", "demo", "-o", str(tmp_path / "demo.gguf"), "--split-size", "2M"])
+    assert done.exit_code == 0, done.output
+    first, second, *_ = sorted(tmp_path.glob("demo-*.gguf"))
+    assert find_target(str(second)).gguf == first
+    second.unlink()
+    with pytest.raises(InputError, match=r"(?s)demo-00002-of-.*missing"):
+        find_target(str(first))
 
 
 @pytest.mark.parametrize("model", ["bert", "nomic_bert"])
