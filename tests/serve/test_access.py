@@ -7,7 +7,9 @@ import base64
 import hashlib
 import http.client
 import stat
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -161,6 +163,18 @@ def test_signed_requests_that_are_refused(access: Access, ollama_client: Ollama,
     (tmp_path / "keys").write_text("", encoding="utf-8")
     assert ollama_client.ask(access, "seven") is None
     assert Access("t" * 20, None, clock=lambda: NOW).exchange(ollama_client.sign("x"), "x", {"scope": SCOPE}) is None
+
+
+def test_copies_of_a_signed_request(access: Access, ollama_client: Ollama) -> None:
+    """Of copies that come at the same time one gets a token."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            tokens = list(pool.map(lambda _: ollama_client.ask(access, "one"), range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len([token for token in tokens if token]) == 1
 
 
 def test_the_refusal_names_the_line_to_add(store: Store, tmp_path: Path, ollama_client: Ollama) -> None:

@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -263,11 +264,24 @@ def test_what_the_disk_cannot_hold(pusher: Any, base: str, writable: BackgroundS
     connection.close()
 
 
+def test_the_disk_fills_up_on_the_way(repository: Path, store: Store, token: str) -> None:
+    """A stream whose length nobody knew is 507 where the disk takes no more of it, and nothing of it is kept."""
+    with _process(repository, store.root, token, largest_file=len(DATA) // 2) as (address, _):
+        place = f"http://{address}/v2/{REPOSITORY}/blobs/uploads/"
+        params, headers = {"digest": hash_bytes(DATA).digest}, {"Authorization": f"Bearer {token}"}
+        answer = requests.post(place, params=params, data=iter([DATA]), headers=headers, timeout=10)
+    assert error(answer) == (507, "DENIED")
+    assert not store.has(hash_bytes(DATA).digest)
+    assert leftovers(store) == []
+
+
 _SERVE = """
+import resource
 import sys
 from pathlib import Path
 from pipeline.serve import Settings, serve
 from pipeline.store import Store
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 serve(Store(Path(sys.argv[1])), "127.0.0.1", 0, lambda a: print(a, flush=True), Settings(token=sys.argv[2]))
 """
 
@@ -280,9 +294,15 @@ def _status(pid: int, key: str) -> int:
 
 
 @contextlib.contextmanager
-def _process(repository: Path, root: Path, token: str) -> Iterator[tuple[str, int]]:
+def _process(
+    repository: Path, root: Path, token: str, largest_file: int = resource.RLIM_INFINITY
+) -> Iterator[tuple[str, int]]:
+    """Serve from a process of its own, whose files may have *largest_file* bytes; give its address and its number."""
     with subprocess.Popen(
-        [sys.executable, "-c", _SERVE, str(root), token], cwd=repository, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _SERVE, str(root), token, str(largest_file)],
+        cwd=repository,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         try:
