@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import http.client
+import json
 import stat
 import sys
 import time
@@ -127,6 +128,17 @@ def test_writing_without_the_token(
     assert sorted(store.root.rglob("*")) == before
 
 
+@pytest.mark.parametrize("part", ["a%0d%0aX-Own:%20y", "a%00", "a%22,realm=%22evil", "%2e%2e"])
+def test_a_name_that_is_none(writable: BackgroundServer, part: str) -> None:
+    """What is no name comes into no header of the answer."""
+    connection = http.client.HTTPConnection(writable.address, timeout=10)
+    connection.request("POST", f"/v2/{part}/new/blobs/uploads/")
+    answer = connection.getresponse()
+    assert json.loads(answer.read())["errors"][0]["code"] == "NAME_INVALID"
+    assert (answer.status, answer.headers["WWW-Authenticate"], answer.headers["X-Own"]) == (404, None, None)
+    connection.close()
+
+
 def test_the_ways_to_send_the_token(writable: BackgroundServer, token: str) -> None:
     """As a bearer's, as Basic's password with any name, or exchanged for one that holds for one repository."""
     url = f"http://{writable.address}"
@@ -200,9 +212,9 @@ def test_other_machines_read_but_do_not_write(tmp_path: Path) -> None:
         return web.Response(text="through")
 
     async def ask(settings: Settings, remote: str, method: str) -> int:
-        app = make_app(Store(tmp_path / "none"), settings=settings)
+        app, named = make_app(Store(tmp_path / "none"), settings=settings), {"namespace": "me", "model": "new"}
         headers = {"Authorization": f"Bearer {'t' * 20}", "Host": "models.example"}
-        request = make_mocked_request(method, UPLOADS, headers=headers, app=app)
+        request = make_mocked_request(method, UPLOADS, headers=headers, app=app, match_info=named)
         return (await _check_access(request.clone(remote=remote), pass_on)).status
 
     closed = Settings(allow_remote=True, token="t" * 20)
