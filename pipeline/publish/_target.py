@@ -101,7 +101,7 @@ def open_target(text: str) -> PublishTarget:
             return kind.open(text)
     raise UsageError(
         "no such publish target",
-        where=f"--to {redacted(text)}",
+        where=f"--to {redacted(text).rpartition('@')[2]}",  # a login may be in it without a scheme, too
         expected=", ".join(kind.usage for kind in known.values()),
         hint="`local` is the embedded registry's folder",
     )

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -331,6 +332,22 @@ def test_a_large_blob_needs_no_memory(repository: Path, tmp_path: Path, token: s
         for one in pullers:
             one.join()
         assert _status(pid, "VmHWM") - before < 40_000_000
+
+
+def test_a_body_that_unpacks(repository: Path, tmp_path: Path, token: str) -> None:
+    """A small body that unpacks to 512 MB costs the server less than 150 MB, whether anybody reads it or not."""
+    packer = zlib.compressobj(9)
+    body = b"".join(packer.compress(bytes(1 << 20)) for _ in range(512)) + packer.flush()
+    headers = {"Content-Encoding": "deflate", "Authorization": f"Bearer {token}"}
+    with _process(repository, tmp_path, token) as (address, pid):
+        assert requests.get(f"http://{address}/v2/", timeout=10).status_code == 200
+        before = _status(pid, "VmHWM")
+        url = f"http://{address}/v2/{REPOSITORY}/manifests/latest"
+        for method in ("GET", "PUT"):
+            with contextlib.suppress(requests.ConnectionError):  # it may hang up on us
+                requests.request(method, url, data=body, headers=headers, timeout=20)
+        assert requests.get(f"http://{address}/v2/", timeout=10).status_code == 200
+        assert _status(pid, "VmHWM") - before < 150_000_000
 
 
 def _drain(url: str) -> None:
