@@ -292,6 +292,7 @@ def test_nan_weights_are_refused_by_name(run: Run, demo: Path, tmp_path: Path) -
         (("publish", "demo", "--to", "moon"), 2, "no such publish target"),
         (("publish", "demo", "--to", "me:s3cret@moon"), 2, "--to moon: no such publish target"),
         (("publish", "./nowhere"), 3, "nowhere"),
+        (("publish", "~nobody-of-this-name/x"), 2, "~nobody-of-this-name/x"),
         (("publish", "demo", "--name", "A/B/C/D"), 2, "two parts at most"),
         (("publish", "demo", "--name", "Me/Demo", "--dry-run"), 2, "try --name me/demo"),
         (("run", "never-published", "hi"), 2, "gguf-pipeline list"),

@@ -101,13 +101,16 @@ def open_target(text: str) -> PublishTarget:
             return kind.open(text)
     raise UsageError(
         "no such publish target",
-        where=f"--to {redacted(text).rpartition('@')[2]}",  # a login may be in it without a scheme, too
+        where=f"--to {redacted(text)}",
         expected=", ".join(kind.usage for kind in known.values()),
         hint="`local` is the embedded registry's folder",
     )
 
 
 def redacted(text: str) -> str:
-    """Return a target's text without a password."""
+    """Return a target's text without a login, which may be in one that is no target, too."""
     scheme, separator, rest = text.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else text
+    if separator:
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+    is_target = any(kind.accepts(text) for kind in targets().values())
+    return text if is_target else text.rpartition("@")[2]
