@@ -14,6 +14,7 @@ from pipeline.source._hub_errors import BrokenOffError
 from pipeline.source._line import Found, Line, first_byte
 from pipeline.source._manifest import RemoteFile
 from pipeline.source._retry import StoppedError
+from pipeline.source._transfer import is_sound
 from pipeline.types import FileHead
 
 _FIRST = 1 << 17  # bytes; most headers are shorter, so one request gets them
@@ -77,12 +78,14 @@ def _range(line: Line, found: Found, start: int, end: int) -> bytes:
 
 
 def _leave(cache: RepoCache, found: Found, data: bytes) -> None:
-    """Leave *data* in the cache as the beginning of the file, unless that is at work there or not possible."""
+    """Leave *data* in the cache as the beginning of the file, unless that is there, at work there or not possible."""
     busy = threading.Event()
     busy.set()  # not to wait
     with suppress(OSError, StoppedError):
         cache.prepare()
         with cache.locked(found.etag, busy, lambda: None):
+            if is_sound(cache.blob(found.etag), found.size):
+                return  # another process has brought all of it meanwhile
             fd = os.open(cache.partial(found.etag), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 os.pwrite(fd, data, 0)

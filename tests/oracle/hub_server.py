@@ -131,7 +131,7 @@ class Hub:
         self.body_faults += [(name, Fault(**what)) for _ in range(times)]  # type: ignore[arg-type]
 
     def hold(self, name: str, at: int) -> Fault:
-        """Let the next download of *name* stand still after *at* bytes, until it is released."""
+        """Let the next download of *name* that is as long stand still after *at* bytes, until it is released."""
         fault = Fault(at=at, reached=threading.Event())
         self.body_faults.append((name, fault))
         return fault
@@ -311,6 +311,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_body(memoryview(body), fault, name)
 
     def _send_body(self, body: memoryview, fault: Fault, name: str) -> None:
+        if fault.reached is not None and len(body) < fault.at:  # a header alone
+            self.hub.body_faults.append((name, fault))
+            fault = Fault()
         stops = fault.cut or fault.reached is not None
         self._write(body[: fault.at] if stops else body, name)
         if fault.cut:

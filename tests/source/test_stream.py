@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,25 @@ def test_no_byte_comes_twice(repo: Any, hub: Any, shards: dict[str, bytes]) -> N
             opened.wait(opened.source.folder / name)
             assert (opened.source.folder / name).read_bytes() == shards[name]
     assert {n: hub.sent[n] for n in NAMES} == {n: len(shards[n]) for n in NAMES}
+
+
+def test_a_header_that_comes_after_the_file_is_not_left(repo: Any, hub: Any) -> None:
+    """Where another process has brought the whole file meanwhile, its beginning is not put beside it."""
+    held = hub.hold(NAMES[0], 10)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(_headers)
+        assert held.reached.wait(60)
+        with open_source(MODEL, weights="stream") as opened:
+            for name in NAMES:
+                opened.wait(opened.source.folder / name)
+        held.released.set()
+        assert len(late.result(60)) == len(NAMES)
+    assert list(Path(os.environ["HF_HOME"]).rglob("*.incomplete")) == []
+
+
+def _headers() -> Any:
+    with open_source(MODEL, weights="none") as opened:
+        return opened.remote_headers
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["ranges", "no ranges"])
