@@ -37,7 +37,8 @@ class StoreTarget(StagedTarget):
             manifests = {id(entry): self._add(entry) for entry in release.entries}
             made = [(name, manifests[id(entry)]) for name, entry in pairs]
             digests = self.store.write_manifests(made)
-        return tuple(name for name, _ in pairs), digests, read_back(StoreReader(self.store), made)
+            checks = read_back(StoreReader(self.store), made)  # before anybody may remove them
+        return tuple(name for name, _ in pairs), digests, checks
 
     def _add(self, entry: ReleaseEntry) -> Manifest:
         """Store every blob of an entry; the model's is the last, so that an early error leaves the file in staging."""

@@ -24,7 +24,7 @@ NEW = ("publish", "me/tiny@new", *QUANTS)
 def _end(processes: list[subprocess.Popen[str]]) -> list[str]:
     """Wait for all, which must succeed, and return what they said."""
     said = ["".join(process.communicate(timeout=120)) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), said
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
     return said
 
 
