@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
-from pipeline.gguf import read_gguf
+from pipeline import strict_json
+from pipeline.errors import InputError, UnsupportedError
+from pipeline.gguf import read_parts
 from pipeline.runtime import ChatSession, open_runtime
 from pipeline.store import Store, local_name, local_store_root
 from pipeline.store.manifest import PARAMS, SYSTEM
@@ -57,21 +57,44 @@ def find_target(ref: str) -> Target:
         UsageError: if no such model is published.
         InputError: if there is no such file.
         FormatError: if the file is no GGUF, or the publication is broken.
+        UnsupportedError: if the model writes no text.
     """
     if ref.endswith(".gguf") or ref.startswith(("/", "./", "../")):
         path = Path(ref)
         if not path.exists():
             raise InputError("no such file", where=ref, hint="`gguf-pipeline list` shows the published models")
-        read_gguf(path)  # says what is wrong with a file better than llama.cpp's log does
-        return Target(path)
+        return Target(_require_text(path, ref))
     store = Store(local_store_root())
     name = local_name(ref)
     gguf = store.model_path(name)
     layers = {layer.media_type: store.blob_path(layer.blob.digest) for layer in store.read_manifest(name).layers}
-    system = layers[SYSTEM].read_text(encoding="utf-8") if SYSTEM in layers else None
-    parameters = json.loads(layers[PARAMS].read_bytes()) if PARAMS in layers else {}
-    read_gguf(gguf)
-    return Target(gguf, system, parameters)
+    # Anybody with the token may have pushed them, so they are read as input.
+    system = strict_json.read_text(layers[SYSTEM]) if SYSTEM in layers else None
+    parameters = strict_json.read_json(layers[PARAMS]) if PARAMS in layers else {}
+    strict_json.optional(parameters, "num_ctx", int, layers.get(PARAMS, gguf), "num_ctx")
+    return Target(_require_text(gguf, ref), system, parameters)
+
+
+def _require_text(gguf: Path, ref: str) -> Path:
+    """Refuse what llama.cpp cannot load, or would load and then die of, in better words than its log has.
+
+    Return what to load: of a split model the first part.
+
+    Raises:
+        FormatError: if the file is no GGUF.
+        InputError: if a part of it is missing.
+        UnsupportedError: if the model writes no text.
+    """
+    first = read_parts(gguf)[0]
+    metadata = first.metadata
+    is_encoder = any(key.endswith(".attention.causal") and kv.value is False for key, kv in metadata.items())
+    if is_encoder or any(key.endswith(".pooling_type") for key in metadata):
+        raise UnsupportedError(
+            "an embedding model makes vectors: there is nothing to chat with",
+            where=ref,
+            hint="publish it, and ask Ollama's /api/embed; `publish` prints the command",
+        )
+    return first.path
 
 
 @contextlib.contextmanager

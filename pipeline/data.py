@@ -49,6 +49,11 @@ def data_home() -> Path:
     return Path(base) / "gguf-pipeline"
 
 
+def user_path(text: str | Path) -> Path:
+    """Return a path with the user's home in place of "~"; that of a user who is not there stays as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  # pathlib's own raises RuntimeError
+
+
 def nearest_existing(path: Path) -> Path:
     """Return *path*, or the nearest folder above it that is there: the disk that it will lie on.
 

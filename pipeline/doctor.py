@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, data, flow, prove, quant
-from pipeline.errors import PipelineError, ProofError, UsageError
+from pipeline import __version__, data, flow, prove, publish, quant
+from pipeline.errors import AccessError, PipelineError, ProofError, UsageError
 from pipeline.runtime.llama import BUILD_HINT, find_llama
 from pipeline.runtime.ollama import TRIED, daemon_url, daemon_version, find_ollama
 from pipeline.runtime.prebuilt import prebuilt_version
@@ -164,8 +164,21 @@ _ADVICE_ELSEWHERE = {
 
 
 def examine_registry(address: str) -> Finding:
-    """Ask whether `ollama pull` works from the registry at *address*, "host:port" or a URL."""
-    return _probed(address, _ADVICE_ELSEWHERE)
+    """Ask whether `ollama pull` works from the registry at *address*, "host:port" or a URL.
+
+    A password in it is neither sent, as Ollama has none to send, nor shown.
+    """
+    return _probed(publish.redacted(address), _ADVICE_ELSEWHERE)
+
+
+def refuse_fault(found: Finding) -> None:
+    """Stop where `ollama pull` would not work.
+
+    Raises:
+        AccessError: saying so.
+    """
+    if not found.ok:
+        raise AccessError("`ollama pull` does not work from there", hint=found.fix)
 
 
 def _probed(address: str, advice: Mapping[str, str]) -> Finding:

@@ -35,7 +35,7 @@ from pipeline.store import Name
 from pipeline.tokenizer import read_tokenizer
 from pipeline.tuning import Tuning
 from pipeline.types import Blob, Check, Log, Modelfile, Plan
-from pipeline.writing import write
+from pipeline.writing import check_encoders, write
 
 
 def package(job: Job, log: Log) -> Report:
@@ -91,6 +91,7 @@ def make(
     Raises:
         PipelineError: as `package`.
     """
+    check_encoders(planned)
     meter = ErrorMeter(every) if (every := LEVELS[job.errors]) else None
     first = next(iter(targets.values()))
     with first.staging([plan.file_bytes for plan in planned]) as paths, hashed(prepared, planned) as hashes:
@@ -245,6 +246,7 @@ def quantize(
     plans.say_notes([plan], (), log)
     cut = SplitModel.of(plan, path, part_bytes)
     cut.refuse_to_replace([part.path for part in parts])
+    check_encoders([plan])
     return cut.write(lambda planned, paths: write(planned, paths, log, threads, engine=engine))
 
 

@@ -64,13 +64,16 @@ def inventory(store: Store, patterns: Sequence[str] = ()) -> tuple[Item, ...]:
     """List what *store* shows, the newest first; with *patterns*, only those names (as `choose` takes them).
 
     Raises:
-        UsageError: if a pattern fits nothing.
+        UsageError: if a pattern fits nothing, or a name is not there.
     """
     entries = store.list()
     users = Counter(blob for entry in entries for blob in _blobs(store, entry))
     made = reports.by_manifest()
-    wanted = choose(store, patterns) if patterns else tuple(entry.name for entry in entries)
-    return tuple(_item(store, entry, users, made.get(entry.digest)) for entry in entries if entry.name in set(wanted))
+    known = {entry.name for entry in entries}
+    wanted = set(choose(store, patterns)) if patterns else known
+    for name in sorted(wanted - known):
+        store.manifest_bytes(name)  # says that it is not there, and what is like it
+    return tuple(_item(store, entry, users, made.get(entry.digest)) for entry in entries if entry.name in wanted)
 
 
 def choose(store: Store, patterns: Sequence[str]) -> tuple[Name, ...]:
@@ -78,8 +81,10 @@ def choose(store: Store, patterns: Sequence[str]) -> tuple[Name, ...]:
 
     A pattern is compared with the whole name, with "namespace/model:tag", and, of the namespace library, "model:tag".
 
+    A name need not be there.
+
     Raises:
-        UsageError: if one fits nothing.
+        UsageError: if a pattern fits nothing.
     """
     known = [entry.name for entry in store.list()]
     found: dict[Name, None] = {}

@@ -40,7 +40,8 @@ class Reporter:
             yield lambda _done, _total: None
             self.stage(f"{text}: done in {time.monotonic() - started:.1f} s")
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        description = TextColumn("{task.description}", markup=False)  # a path may have brackets in it
+        columns = (description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task(text, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)

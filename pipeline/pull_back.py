@@ -58,8 +58,12 @@ def package(job: Job, log: Log) -> Report:
 def _pull_back(delivery: Delivery, file: PublishedFile, log: Log) -> tuple[Check, ...]:
     """Pull one file from one target, compare it with what was published, and ask it a question."""
     pulled_name, answer_name = f"{file.recipe} pulled from {delivery.target}", f"{file.recipe} answer after the pull"
-    name = next(Name.parse(text, strict=False) for text, digest in delivery.named if digest == file.manifest)
-    command = f"ollama pull {'' if delivery.target.startswith('https') else '--insecure '}{name}"
+    named = [Name.parse(text, strict=False) for text, digest in delivery.named if digest == file.manifest]
+    if not named:  # whoever keeps it there makes manifests of its own
+        command = next((one for one in delivery.commands if one.startswith("ollama ")), None)
+        return (Check(pulled_name, "not checked", "it is not reached over HTTP from here", command),)
+    name = named[0]
+    command = f"ollama pull {'' if delivery.target.startswith(('https', 'hf:')) else '--insecure '}{name}"
     with _registry(delivery.target, name) as base, _scratch() as folder:
         if base is None:
             return (Check(pulled_name, "not checked", "it is not reached over HTTP from here", command),)

@@ -30,6 +30,7 @@ from pipeline.store import Name
 from pipeline.types import KV, Blob, Check, Plan, Source, ValueType
 
 _MAX_BYTES = 100_000_000  # of a report that is read back
+_MAX_STEM = 180  # characters; file systems take 255 bytes, of which a temporary name needs some
 _ROOM = 1 << 20  # bytes; a report has some hundred for each tensor
 
 
@@ -181,8 +182,14 @@ def reports_folder() -> Path:
 
 
 def report_path(name: Name) -> Path:
-    """Return where the report of the model *name* goes, one file for each name."""
-    return reports_folder() / (str(name).replace("/", "_").replace(":", "_") + ".json")
+    """Return where the report of the model *name* goes, one file for each name.
+
+    Where "_" may stand for itself or for what divides the name, or the name is long, a hash tells it from others.
+    """
+    stem = str(name).replace("/", "_").replace(":", "_")
+    if "_" in name.host + name.repository or len(stem) > _MAX_STEM:
+        stem = f"{stem[:_MAX_STEM]}-{hashlib.sha256(str(name).encode()).hexdigest()[:12]}"
+    return reports_folder() / f"{stem}.json"
 
 
 def require_room() -> None:

@@ -168,7 +168,7 @@ def _plan_of(file: GgufFile, blueprint: Blueprint, tuning: Tuning) -> Plan:
     names = [name for name, recipe in quant.recipes().items() if recipe.file_type == file_type]
     own = blueprint.finished.recipe if blueprint.finished else plans.AUTO
     planned = [plans.make_plan(blueprint, name, tuning) for name in names]
-    if not tuning.describe():
+    if not tuning.describe() or not planned:
         planned.append(plans.make_plan(blueprint, own))
     types = [tensor.type for tensor in file.tensors]
     return next((plan for plan in planned if [t.type for t in plan.tensors] == types), planned[0])

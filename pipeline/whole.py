@@ -5,6 +5,7 @@ A living writer holds a lock on its temporary file, so that the next one knows w
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
@@ -26,7 +27,7 @@ def open_beside(path: Path) -> tuple[Path, int]:
     What killed writers of *path* left is removed.  Rename the file before the descriptor is closed.
 
     Raises:
-        OSError: if the folder is missing or refuses.
+        OSError: if the folder is missing or refuses, or *path* is something else than a file.
     """
     return _locked(path, lambda name: os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
 
@@ -74,7 +75,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
     What killed writers of *path* left is removed first.
 
     Raises:
-        OSError: if the folder of *path* is missing or refuses.
+        OSError: if the folder of *path* is missing or refuses, or *path* is something else than a file.
     """
     folder, fd = _locked(path, _made_folder)
     try:
@@ -91,6 +92,8 @@ def _made_folder(name: Path) -> int:
 
 def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     """Sweep what killed writers of *path* left, and lock what *make* opens under a new name beside it."""
+    if path.exists() and not path.is_file():  # renaming would put a file in a device's place: root may do that
+        raise FileExistsError(errno.EEXIST, "a folder, a pipe or a device has this name", str(path))
     _sweep(path)
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(_DIGITS // 2)}{_SUFFIX}")

@@ -60,6 +60,18 @@ def _encode(
         return encode(outputs, reader, threads=threads, engine=engine, progress=progress, on_error=stop, meter=meter)
 
 
+def check_encoders(planned: Sequence[Plan]) -> None:
+    """Refuse to start, or to download, what cannot be encoded here.
+
+    Raises:
+        ToolError: if a type needs a library that is not built.
+    """
+    tensors = [tensor for plan in planned if not plan.verbatim for tensor in plan.tensors if tensor.view]
+    recoded = [(t.view.dtype, t.type) for t in tensors if t.view and t.view.dtype != t.type]
+    for name in sorted({name for pair in recoded for name in pair} & quant.types().keys()):
+        quant.get(name).require()
+
+
 def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
     """Refuse to start what the disk cannot hold.
 
@@ -79,5 +91,6 @@ def check_disk(planned: Sequence[Plan], paths: Sequence[Path]) -> None:
             where=paths[0].parent,
             expected=f"{needed:,} bytes free",
             found=f"{free:,} bytes free",
-            hint="free some space, publish fewer quantizations at once, or move the store (GGUF_PIPELINE_STORE)",
+            hint="free some space, make fewer quantizations at once, or take another disk: -o, or, to publish, "
+            "GGUF_PIPELINE_STORE for the target local and XDG_CACHE_HOME for registries",
         )

@@ -290,7 +290,9 @@ def test_nan_weights_are_refused_by_name(run: Run, demo: Path, tmp_path: Path) -
         (("plan", "demo", "--quant", ""), 2, "unknown quantization"),
         (("modelfile", "demo", "-o", "/no/such/folder/Modelfile"), 2, "/no/such/folder/Modelfile"),
         (("publish", "demo", "--to", "moon"), 2, "no such publish target"),
+        (("publish", "demo", "--to", "me:s3cret@moon"), 2, "--to moon: no such publish target"),
         (("publish", "./nowhere"), 3, "nowhere"),
+        (("publish", "~nobody-of-this-name/x"), 2, "~nobody-of-this-name/x"),
         (("publish", "demo", "--name", "A/B/C/D"), 2, "two parts at most"),
         (("publish", "demo", "--name", "Me/Demo", "--dry-run"), 2, "try --name me/demo"),
         (("run", "never-published", "hi"), 2, "gguf-pipeline list"),
@@ -298,6 +300,12 @@ def test_nan_weights_are_refused_by_name(run: Run, demo: Path, tmp_path: Path) -
         (("run", "./nowhere", "hi"), 3, "no such file"),
         (("run", "./tests", "hi"), 3, "not a regular file"),
         (("rm", "never-published"), 2, "no such model"),
+        (("list", "never-published"), 2, "no such model"),
+        (("inspect", "/no/such/file.gguf"), 2, "no such file"),
+        (("inspect", "--report", "/no/such/file.json"), 2, "no such file"),
+        (("verify", "./nowhere"), 2, "no such file"),
+        (("verify", "./tests"), 2, "is no file"),
+        (("doctor", "--registry", "http://127.0.0.1:1"), 4, "check the address"),
         (("convert", "demo", "-o", "/no/such/folder/x.gguf"), 2, "does not exist"),
     ],
 )
@@ -306,6 +314,21 @@ def test_wrong_usage_says_what_to_do(arguments: tuple[str, ...], code: int, text
     done = run(*arguments)
     assert done.exit_code == code, done.output
     assert text in done.stderr
+
+
+def test_a_type_without_an_encoder_is_refused_before_any_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IQ3_S needs llama.cpp's library: where it is not built, nothing is begun, let alone downloaded."""
+    assert run("convert", "demo", "-o", tmp_path / "demo.gguf").exit_code == 0
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("GGUF_PIPELINE_LLAMA", raising=False)
+    for arguments in (
+        ("publish", "demo", "--quant", "Q8_0,IQ3_S", "--proof", "none"),
+        ("quantize", tmp_path / "demo.gguf", "-o", tmp_path / "out.gguf", "--quant", "IQ3_S"),
+    ):
+        done = run(*arguments)
+        assert (done.exit_code, "make llama" in done.stderr, "writing" in done.stderr) == (1, True, False)
 
 
 def test_running_what_is_no_gguf_is_an_input_error(run: Run, tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ def test_the_registry_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not _finding("registry").ok
 
 
+def test_a_password_is_not_shown() -> None:
+    """What is asked about a registry may be pasted anywhere."""
+    done = CliRunner().invoke(main, ["doctor", "--registry", "http://me:secret@127.0.0.1:1"])
+    assert done.exit_code == 4
+    assert "http://127.0.0.1:1: nobody listens there" in done.stdout
+    assert "secret" not in done.output
+
+
 def test_a_store_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read-only folder is found before a publication fails on it."""
     monkeypatch.setattr("pipeline.doctor.os.access", lambda *_: False)  # root may write everywhere

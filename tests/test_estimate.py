@@ -15,6 +15,7 @@ import pytest
 
 from pipeline import estimate, flow
 from pipeline import plan as plans
+from pipeline.tuning import Importance, Tuning
 
 WIDTH, FEED_FORWARD, LAYERS = 1024, 2816, 4
 CLI = """
@@ -113,6 +114,19 @@ def test_time_follows_the_work(checkpoint: Path, demo: Path, silent_log: Any) ->
     assert seconds([q4, q4], 1) < 1.2 * one
     assert seconds([q4]) <= one
     assert estimate.seconds_to_write([q4], 1, "fast") < one / 2
+
+
+def test_types_of_libggml_need_no_library(
+    demo: Path, silent_log: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A plan with types that libggml encodes is estimated where llama.cpp is not built, without making their grids."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with flow.prepare(str(demo), silent_log) as prepared:
+        columns = {d.name: np.ones(d.shape[-1], np.float32) for d in prepared.blueprint.drafts if len(d.shape) > 1}
+        tuning = Tuning(importance=Importance(tmp_path / "imatrix", "", (), 0, columns))
+        planned = [plans.make_plan(prepared.blueprint, recipe, tuning) for recipe in ("IQ1_S", "IQ2_XXS")]
+    for plan in planned:
+        assert 0.5 < estimate.seconds_to_write([plan], 1, "numpy") < 10
 
 
 def test_memory_follows_the_workers(checkpoint: Path, silent_log: Any) -> None:

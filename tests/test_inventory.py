@@ -85,6 +85,14 @@ def test_a_pattern_that_fits_nothing(store: Store) -> None:
         choose(store, ["dema:*"])
 
 
+def test_a_name_that_is_not_there(store: Store) -> None:
+    """It is not an empty stock: the nearest name is offered."""
+    done = _run("list", "demo:Q8_0", "dema:Q8_0")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "did you mean localhost:11500/library/demo:Q8_0?" in done.stderr
+    assert "nothing is published" not in done.stderr
+
+
 def test_list_for_people_and_programs(store: Store, demo: Path) -> None:
     """One line for a name; JSON with everything; a pattern limits both."""
     lines = _run("list").stdout.splitlines()

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -54,6 +55,18 @@ def test_every_target_is_pulled_from(run: Run, tmp_path: Path) -> None:
     assert "the same as before" in checks["Q4_0 answer after the pull"]["detail"]
     assert not list((data.cache_home() / "pull").iterdir())
     assert json.loads(run(*options).stdout)["state"] == "unchanged"
+
+
+@pytest.mark.native
+@pytest.mark.usefixtures("llama")
+def test_a_target_with_manifests_of_its_own(run: Run, oracle: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    """The Hub writes its manifests itself: what it was sent is not pulled, and the command that would is named."""
+    with oracle("hub_harness").open_harness("hub", tmp_path):
+        checks = _checks(run("--to", "local", "--to", "hf:library/demo", "--proof", "full"))
+        alone = _checks(run("--to", "hf:library/demo", "--proof", "full"))
+    assert checks["Q4_0 pulled from local"]["state"] == "proven"
+    for pulled, does in ((checks["Q4_0 pulled from hf:library/demo"], "run"), (alone.popitem()[1], "pull")):
+        assert (pulled["state"], pulled["command"]) == ("not checked", f"ollama {does} hf.co/library/demo:Q4_0")
 
 
 @pytest.mark.native

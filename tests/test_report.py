@@ -12,7 +12,7 @@ import pytest
 from pipeline import flow, report, verify
 from pipeline.errors import FormatError, UsageError
 from pipeline.job import Job
-from pipeline.store import Store, local_name
+from pipeline.store import Name, Store, local_name
 
 
 def _publish(silent_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
@@ -118,3 +118,13 @@ def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
         report.load(path)
     with pytest.raises(UsageError, match="cannot be read"):
         report.load(tmp_path / "missing.json")
+
+
+def test_one_file_for_each_name() -> None:
+    """No two names share a report, and the longest name has one that a file system takes."""
+    names = ["a_b/c:t", "a/b_c:t", "a/b:c_t", "a/b:c"]
+    paths = {report.report_path(Name.parse(f"localhost:11500/{name}")) for name in names}
+    assert len(paths) == len(names)
+    longest = report.report_path(Name.parse(f"localhost:11500/{'n' * 80}/{'m' * 80}:{'t' * 80}"))
+    assert len(longest.name) < 200
+    assert report.report_path(Name.parse("demo:Q4_K_M")).name == "localhost_11500_library_demo_Q4_K_M.json"

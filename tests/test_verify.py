@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import flow, verify, writing
+from pipeline import flow, quant, verify, writing
 from pipeline import plan as plans
 from pipeline.blueprint import from_checkpoint
 from pipeline.checkpoint import open_checkpoint
@@ -24,6 +24,7 @@ from pipeline.gguf import read_gguf
 from pipeline.job import Job
 from pipeline.store import Store, local_name
 from pipeline.tokenizer import read_tokenizer
+from pipeline.tuning import Tuning
 from pipeline.types import PlannedTensor, Source
 
 Make = Callable[[str], Path]
@@ -166,6 +167,16 @@ def test_another_type_is_found(make: Make, check: Verify) -> None:
     assert _states(found) == {"file": "proven", "header": "proven", "layout": "different"}
     assert "Q4_K [" in found.checks[-1].detail
     assert "blk.0.attn_v.weight Q5_K [" in found.checks[-1].detail
+
+
+def test_a_file_type_of_no_recipe_is_found(make: Make, check: Verify) -> None:
+    """A file that claims a type that no recipe has differs in its header, with options for a recipe as without."""
+    path = make("Q4_K_S")
+    data = path.read_bytes()
+    key = b"general.file_type\x04\x00\x00\x00"
+    path.write_bytes(data.replace(key + b"\x0e", key + b"\xfe", 1))
+    for tuning in (Tuning(), Tuning(quant.Options(pure=True))):
+        assert _states(check(path, tuning=tuning))["header"] == "different"
 
 
 def test_a_folder_cannot_prove_a_commit(demo: Path, tmp_path: Path, silent_log: Any, check: Verify) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -77,6 +78,21 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     """A file is not begun in a folder that is not there."""
     with pytest.raises(FileNotFoundError):
         whole.open_beside(tmp_path / "none" / "x")
+
+
+def test_only_a_file_is_replaced(tmp_path: Path) -> None:
+    """A folder, a pipe or a device under that name stays what it is; as root, a rename would replace /dev/null."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    before = sorted(tmp_path.iterdir())
+    for name in ("folder", "pipe", "device"):
+        with pytest.raises(FileExistsError, match="has this name"):
+            whole.open_beside(tmp_path / name)
+        with pytest.raises(FileExistsError, match="has this name"), whole.folder_beside(tmp_path / name):
+            pass
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "device").is_char_device()
 
 
 def test_a_folder_of_files_is_swept_too(tmp_path: Path) -> None:

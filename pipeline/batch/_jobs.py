@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import quant
+from pipeline import data, quant
 from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.modelfile import Overrides, read_table
@@ -135,7 +135,7 @@ def _model(at: _At, text: str) -> str:
     """Leave aliases and repositories as they are; make a path absolute."""
     is_path = text in (".", "..", "~") or text.startswith(("./", "../", "/", "~/"))
     if is_path or (text.lower().endswith(".gguf") and (at.folder / text).is_file()):
-        return str(at.folder / Path(text).expanduser())
+        return str(at.folder / data.user_path(text))
     return text
 
 
@@ -144,7 +144,7 @@ def _folders(at: _At, value: Any) -> tuple[Path, ...]:
 
 
 def _folder(at: _At, value: Any) -> Path:
-    path = at.folder / Path(_text(at, value)).expanduser()
+    path = at.folder / data.user_path(_text(at, value))
     if not path.is_dir():
         raise at.error("is not a folder", found=path)
     return path
@@ -157,11 +157,11 @@ def _overrides(at: _At, value: Any) -> Overrides:
 
 
 def _imatrix(at: _At, value: Any) -> Importance:
-    return read_importance(at.folder / Path(_text(at, value)).expanduser())
+    return read_importance(at.folder / data.user_path(_text(at, value)))
 
 
 def _recipe(at: _At, value: Any) -> RecipeFile:
-    return read_recipe_file(at.folder / Path(_text(at, value)).expanduser())
+    return read_recipe_file(at.folder / data.user_path(_text(at, value)))
 
 
 # What may stand in a table: how the value is called here, and how it is read.

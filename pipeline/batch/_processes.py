@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
@@ -42,7 +43,7 @@ class ProcessPerJob(Executor):
         with self._lock:
             if self._stopped:
                 raise RuntimeError("this executor is shut down")
-            process.start()
+            _start(process)
             sender.close()  # so that the child's end is the only one, and its death is seen
             thread = threading.Thread(target=self._await, args=(process, receiver, future))
             self._running[process] = thread
@@ -79,6 +80,19 @@ class ProcessPerJob(Executor):
             future.set_exception(value)
 
 
+def _start(process: BaseProcess) -> None:
+    """Start *process*, which inherits that ctrl-C waits: until `_child` ignores it, Python would end with a traceback.
+
+    A ctrl-C that comes meanwhile reaches this process right after.
+    """
+    resource_tracker.ensure_running()  # its own first start would end the waiting
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _died(code: int) -> ToolError:
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     killed = "it may have been out of memory: set --memory, or take fewer workers" if code == -signal.SIGKILL else None
@@ -88,6 +102,7 @@ def _died(code: int) -> ToolError:
 def _child(sender: Connection, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides who stops
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # for the programs that are started from here
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         answer = (True, fn(*args, **kwargs))

@@ -127,11 +127,18 @@ def published(ref: str) -> tuple[Store, Name] | None:
     """Take REF as the name of a published model; None where it is a file on disk.
 
     Raises:
-        UsageError: if it is no valid name.
+        UsageError: if it is no valid name, or written as the path of a file that is not there.
     """
+    from pipeline.errors import UsageError
     from pipeline.store import Store, local_name, local_store_root
 
-    return None if Path(ref).is_file() else (Store(local_store_root()), local_name(ref))
+    path = Path(ref)
+    if path.is_file():
+        return None
+    if ref.startswith(("/", "./", "../")) or path.suffix in (".gguf", ".json"):
+        what = "is no file" if path.exists() else "no such file"
+        raise UsageError(what, where=ref, hint="`gguf-pipeline list` shows the published models")
+    return Store(local_store_root()), local_name(ref)
 
 
 def gguf_path(ref: str) -> Path:
@@ -140,13 +147,9 @@ def gguf_path(ref: str) -> Path:
     Raises:
         UsageError: if there is neither.
     """
-    from pipeline.errors import UsageError
-
     found = published(ref)
     if found is None:
         return Path(ref)
-    if ref.endswith(".gguf"):
-        raise UsageError("no such file", where=ref)
     store, name = found
     return store.model_path(name)
 

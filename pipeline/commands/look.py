@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pipeline.commands._common import (
 from pipeline.commands._tuning import tuning_options
 
 if TYPE_CHECKING:
+    from pipeline.doctor import Finding
     from pipeline.tuning import Tuning
 
 
@@ -71,8 +73,6 @@ def _find_report(what: str) -> tuple[dict[str, Any], str | None]:
     model = published(what)
     if model is None:
         return report.load(Path(what)), None
-    if what.endswith(".json"):
-        raise UsageError("no such file", where=what)
     store, name = model
     manifest = hash_bytes(store.manifest_bytes(name)).digest
     found = report.find(manifest)
@@ -148,11 +148,14 @@ def doctor(model: str | None, registry: str | None, as_json: bool) -> None:
         doctors.refuse_differences(model, compared)
         return
     found = doctors.examine() if registry is None else [doctors.examine_registry(registry)]
-    if as_json:
-        print_json([one.as_dict() for one in found])
-        return
+    print_json([one.as_dict() for one in found]) if as_json else _findings(found, hints=registry is None)
+    if registry is not None:
+        doctors.refuse_fault(found[0])
+
+
+def _findings(found: Sequence[Finding], *, hints: bool) -> None:
     width = max(len(one.name) for one in found)
     for one in found:
         click.echo(f"{'ok  ' if one.ok else 'MISS'} {one.name:<{width}}  {one.detail}")
-        if one.fix:
+        if one.fix and (one.ok or hints):
             click.echo(f"     {'':<{width}}  -> {one.fix}")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import data
 from pipeline.errors import UsageError
 from pipeline.modelfile import _engine, _go_template, _parameters
 from pipeline.modelfile._parameters import Parameter
@@ -169,7 +170,7 @@ def _flag(value: Any, where: str, _folder: Path) -> bool:
 
 
 def _file(value: Any, where: str, folder: Path) -> str:
-    return read_text_file(folder / Path(_text(value, where, folder)).expanduser(), where)
+    return read_text_file(folder / data.user_path(_text(value, where, folder)), where)
 
 
 def _files(value: Any, where: str, folder: Path) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ from pipeline.tokenizer.unigram import FAIRSEQ_FILE
 
 Encode = Callable[[str], list[int]]
 
+_PANIC = "PanicException"  # pyo3's, which is no Exception and has no name to import
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -72,14 +74,19 @@ def open_reference(folder: Path) -> Reference:
 
 
 def guarded(encode: Encode) -> Encode:
-    """Turn whatever a library raises, a panic of its Rust part included, into an error of ours."""
+    """Turn whatever a library raises, a panic of its Rust part included, into an error of ours.
+
+    What ends the process, such as a signal, is no answer of the library.
+    """
 
     def run(text: str) -> list[int]:
         try:
             return encode(text)
-        except (KeyboardInterrupt, SystemExit, PipelineError):
+        except PipelineError:
             raise
         except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
             raise UnsupportedError(
                 "the checkpoint's own tokenizer fails on a text", found=f"{type(error).__name__}: {error}"
             ) from error

@@ -108,6 +108,9 @@ def open_target(text: str) -> PublishTarget:
 
 
 def redacted(text: str) -> str:
-    """Return a target's text without a password."""
+    """Return a target's text without a login, which may be in one that is no target, too."""
     scheme, separator, rest = text.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else text
+    if separator:
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+    is_target = any(kind.accepts(text) for kind in targets().values())
+    return text if is_target else text.rpartition("@")[2]

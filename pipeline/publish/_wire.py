@@ -167,7 +167,7 @@ class Wire:
         try:
             with self._session.request(
                 request.method, url, headers=headers, data=request.body() if request.body else None,
-                timeout=(_CONNECT_SECONDS, request.seconds), allow_redirects=False, stream=True, auth=_as_it_is,
+                timeout=(_CONNECT_SECONDS, request.seconds), allow_redirects=False, stream=True,
             ) as response:  # fmt: skip
                 data = bounded(response, _MAX_ANSWER_BYTES)
                 return Answer(request.method, without_query(url), response.status_code, response.headers, data)
@@ -217,11 +217,6 @@ def bounded(response: requests.Response, limit: int) -> bytes:
 def without_query(url: str) -> str:
     """Return an address that may be shown: the query of an upload's or a signed address is a secret."""
     return url.partition("?")[0]
-
-
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Leave a request alone; without an auth of ours, requests would take a login from ~/.netrc."""
-    return request
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

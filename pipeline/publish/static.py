@@ -188,7 +188,7 @@ class _Static:
     def open(self, text: str) -> StaticTarget:
         """Open the folder, which need not exist yet."""
         place = text.removeprefix(_PREFIX)
-        root = Path(place).expanduser().absolute()
+        root = data.user_path(place).absolute()
         if not place or any(character in str(root) for character in _UNQUOTABLE):
             raise UsageError(
                 "not a folder for a web server",

@@ -160,6 +160,13 @@ class BlockType(ABC):
             )
         return n_cols // self.block_size * self.type_size
 
+    def require(self) -> None:  # noqa: B027 - most types need nothing
+        """Refuse a type whose encoder is not on this machine.
+
+        Raises:
+            ToolError: saying how to get it.
+        """
+
     def quantize_rows(self, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Quantize *x*, float32 (n_rows, n_cols), into *out*, uint8 (n_rows, row_bytes), both C-contiguous.
 

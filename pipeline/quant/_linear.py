@@ -45,7 +45,7 @@ def first_largest(values: F32) -> F32:
     """Do the same for a small array that may hold anything; NaN counts as zero, as in C's comparisons."""
     numbers = np.where(np.isnan(values), np.float32(0), values)
     largest: F32 = numbers[np.argmax(np.abs(numbers), axis=0), np.arange(values.shape[1])]
-    return largest
+    return largest + np.float32(0)  # C begins with +0, which no zero replaces
 
 
 def make_qx_quants(x: F32, largest: F32, n_max: int, buf: SearchBuffers, rounding: Round = round_fast) -> Linear:

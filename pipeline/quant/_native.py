@@ -26,6 +26,14 @@ class NativeType(BlockType):
         self.type_size = type_size  # type: ignore[misc]
         self.needs_importance = needs_importance
 
+    def require(self) -> None:
+        """Refuse the type where libggml is not built, or has another form of it.
+
+        Raises:
+            ToolError: saying how to get it.
+        """
+        self._library()
+
     def quantize_rows(self, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Call `ggml_quantize_chunk`.
 

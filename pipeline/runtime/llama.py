@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline import data
 from pipeline.errors import ToolError, UsageError
 from pipeline.runtime.pin import Pin, read_pin
 
@@ -105,7 +106,7 @@ def require_llama() -> LlamaInstall:
 
 def _named(folder: Path) -> LlamaInstall:
     """Take the user's folder: bin/ of a build tree, or of an installed llama.cpp with lib/ beside it."""
-    bin_dir = folder.expanduser().absolute()
+    bin_dir = data.user_path(folder).absolute()
     programs = (
         sorted(path.name for path in bin_dir.glob("llama-*") if os.access(path, os.X_OK)) if bin_dir.is_dir() else []
     )

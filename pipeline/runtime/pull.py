@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 from pipeline.errors import AccessError, FormatError
+from pipeline.runtime.web import session
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
@@ -24,6 +26,7 @@ _PART_LEAST, _PART_MOST, _PARTS = 100_000_000, 1_000_000_000, 16
 _MAX_MANIFEST = 4 << 20
 _MAX_HOPS = 10
 _CHUNK = 1 << 20
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TIMEOUT_S = (10.0, 60.0)  # to connect, between two pieces
 
 
@@ -52,8 +55,7 @@ def pull(
         AccessError: if the registry does not answer as Ollama needs it.
         FormatError: if a blob is not what its digest says, or the manifest is none.
     """
-    with requests.Session() as http:
-        http.trust_env = not base.startswith("http://")  # proxies and CAs of the environment are for the others
+    with session(urlsplit(base).hostname or "") as http:
         puller = _Puller(http, f"{base.rstrip('/')}/v2/{repository}", folder, progress)
         try:
             return puller.pull(tag)
@@ -70,17 +72,17 @@ class _Puller:
         answer = self._get(f"{self.url}/manifests/{tag}", {"Accept": MANIFEST})
         with answer:
             data = answer.raw.read(_MAX_MANIFEST + 1, decode_content=True)
-        layers = list(dict(_layers(data, answer.url)).items())
-        self.total = sum(size for _, size in layers)
-        files = {digest: self._blob(digest) for digest, _ in layers}
+        layers = dict(_layers(data, answer.url))
+        self.total = sum(layers.values())
+        files = {digest: self._blob(digest, size) for digest, size in layers.items()}
         return Pulled(data, files, self.parts, self.done)
 
-    def _blob(self, digest: str) -> Path:
+    def _blob(self, digest: str, size: int) -> Path:
         url = f"{self.url}/blobs/{digest}"
         head = self.http.head(url, timeout=_TIMEOUT_S, allow_redirects=True)
-        if not head.ok or not head.headers.get("Content-Length", "").isdigit():
-            raise _refused(url, f"HEAD: {head.status_code}, Content-Length {head.headers.get('Content-Length')}")
-        size = int(head.headers["Content-Length"])
+        if not head.ok or head.headers.get("Content-Length") != str(size):
+            found = f"HEAD: {head.status_code}, Content-Length {head.headers.get('Content-Length')}"
+            raise _refused(url, f"{found} for a blob of {size} bytes")
         direct, state = self._location(url), hashlib.sha256()
         path = self.folder / digest.replace(":", "-")
         part = min(max(size // _PARTS, _PART_LEAST), _PART_MOST)
@@ -109,7 +111,7 @@ class _Puller:
 
     def _part(self, url: str, first: int, last: int) -> Iterator[bytes]:
         self.parts += 1
-        with self._get(url, {"Range": f"bytes={first}-{last}"}, plain=True) as answer:
+        with self._get(url, {"Range": f"bytes={first}-{last}"}) as answer:
             left = last + 1 - first
             for piece in answer.iter_content(_CHUNK):
                 taken = piece[:left]  # a server that knows no ranges sends all; its bytes are then the wrong ones
@@ -121,11 +123,8 @@ class _Puller:
                     return
             raise _refused(url, f"bytes {first} to {last}: {left} are missing")
 
-    def _get(self, url: str, headers: dict[str, str], *, plain: bool = False) -> requests.Response:
-        """GET; *plain* as Go's default client does, which sends no login."""
-        answer = (requests if plain and not url.startswith("http://") else self.http).get(
-            url, headers=headers, timeout=_TIMEOUT_S, stream=True
-        )
+    def _get(self, url: str, headers: dict[str, str]) -> requests.Response:
+        answer = self.http.get(url, headers=headers, timeout=_TIMEOUT_S, stream=True)
         if not answer.ok:
             answer.close()
             raise _refused(url, f"GET: {answer.status_code}")
@@ -137,7 +136,10 @@ def _layers(data: bytes, where: str) -> Iterator[tuple[str, int]]:
     try:
         tree: Any = json.loads(data) if len(data) <= _MAX_MANIFEST else None
         for layer in (*tree["layers"], tree["config"]):
-            yield str(layer["digest"]), int(layer["size"])
+            digest, size = str(layer["digest"]), int(layer["size"])
+            if not _DIGEST.fullmatch(digest) or size < 0:  # it will be a file's name
+                raise ValueError(digest)
+            yield digest, size
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise FormatError("is no manifest", where=where, found=data[:80]) from error
 

@@ -85,9 +85,27 @@ class _Adapter(HTTPAdapter):
 _POOLS = {"http": _Pool, "https": _TlsPool}
 
 
+class _Session(requests.Session):
+    """Sends no login but what a request is given: requests would take one from ~/.netrc, after a redirect too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auth = _as_it_is
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:  # noqa: ARG002
+        prepared_request.headers.pop("Authorization", None)
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
 def session(host: str) -> requests.Session:
-    """Make a session for *host*, with proxies and CAs as the environment says; no proxy is asked about this machine."""
-    made = requests.Session()
+    """Make a session for *host*, with proxies and CAs as the environment says; no proxy is asked about this machine.
+
+    A login is sent only where a request has one.
+    """
+    made = _Session()
     made.trust_env = not _is_this_machine(host)
     made.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
     made.headers["User-Agent"] = f"gguf-pipeline/{__version__}"

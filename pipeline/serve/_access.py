@@ -14,6 +14,7 @@ import hmac
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -76,13 +77,14 @@ def load_token(path: Path) -> str:
 
 @dataclass
 class Access:
-    """The check of one server; *clock* gives seconds since 1970, as an Ollama's requests do."""
+    """The check of one server, for all its threads; *clock* gives seconds since 1970, as an Ollama's requests do."""
 
     token: str = field(repr=False)
     keys: Path | None = None
     clock: Callable[[], float] = time.time
     _grants: dict[bytes, tuple[str, float]] = field(default_factory=dict)
     _nonces: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def allows(self, authorization: str, repository: str) -> bool:
         """Whether a request with this header may write to *repository*."""
@@ -101,14 +103,16 @@ class Access:
             return None
         scheme, _, value = authorization.partition(" ")
         known = self._is_token(_basic_password(value)) if scheme.lower() == "basic" else False
-        if not known and not self._is_signed(authorization, url, query):
-            return None
+        with self._lock:  # so that of two copies of a signed request one counts, and no grant is lost
+            return self._granted(scope[1]) if known or self._is_signed(authorization, url, query) else None
+
+    def _granted(self, repository: str) -> str:
         now = self.clock()
         self._grants = {key: grant for key, grant in self._grants.items() if grant[1] > now}
         while len(self._grants) >= _MAX_GRANTS:
             self._grants.pop(next(iter(self._grants)))
         token = secrets.token_urlsafe(32)
-        self._grants[_digest(token)] = (scope[1], now + GRANT_S)
+        self._grants[_digest(token)] = (repository, now + GRANT_S)
         return token
 
     def _is_token(self, text: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from pipeline.errors import PipelineError, ResourceError
+from pipeline.errors import PipelineError, ResourceError, from_os_error
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,9 +42,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPException as exc:
         allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else None
         return RegistryError(exc.status, _CODES.get(exc.status, "UNKNOWN"), exc.reason, request.path, allow).response()
-    except ResourceError as exc:
-        _LOG.warning("%s %s: %s", request.method, request.path, exc)
-        return RegistryError(507, "DENIED", f"{exc.what} at the registry", exc.found).response()
-    except (PipelineError, OSError):
+    except (PipelineError, OSError) as exc:
+        error = from_os_error(exc) if isinstance(exc, OSError) else exc
+        if isinstance(error, ResourceError):
+            _LOG.warning("%s %s: %s", request.method, request.path, error)
+            return RegistryError(507, "DENIED", f"{error.what} at the registry", error.found).response()
         _LOG.exception("%s %s", request.method, request.path)
         return RegistryError(500, "UNKNOWN", "the store can not be read or written").response()

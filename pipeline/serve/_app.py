@@ -114,7 +114,7 @@ async def _check_access(request: web.Request, handler: Handler) -> web.StreamRes
     if not settings.remote_writes and not is_loopback(request.remote or ""):
         message = "this registry is read-only for other machines; serve it with --allow-remote-writes"
         raise RegistryError(403, "DENIED", message, request.remote)
-    repository = "/".join(request.match_info.get(part, "") for part in ("namespace", "model"))
+    repository = _reading.requested_name(request, "latest").repository  # it goes into a header
     if not request.app[ACCESS].allows(request.headers.get("Authorization", ""), repository):
         realm = f"{request.scheme}://{request.host}/token"
         headers = {"WWW-Authenticate": challenge(realm, repository)}

@@ -61,6 +61,7 @@ class Demand:
         self._clock = clock
         self._now: tuple[_Wish, asyncio.Task[None]] | None = None
         self._failures: dict[_Wish, tuple[RegistryError, float]] = {}
+        self._asking = asyncio.Lock()
 
     async def make(self, repository: str, tag: str) -> bool:
         """Make a model and wait until it is published; False if it is not among the offers.
@@ -94,8 +95,11 @@ class Demand:
                 await self._now[1]
 
     async def _find(self, repository: str) -> str | None:
+        if repository in self.offers.names:
+            return self.offers.find(repository)
         try:
-            model = await asyncio.to_thread(self.offers.find, repository)
+            async with self._asking:  # a Hub that does not answer must not keep all threads of the server
+                model = await asyncio.to_thread(self.offers.find, repository)
         except UsageError as exc:
             raise RegistryError(409, "NAME_INVALID", f"{exc.what}: {exc.found}; {exc.hint}", repository) from exc
         except AccessError as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import ssl
 import threading
@@ -13,12 +14,14 @@ from types import TracebackType
 from typing import Self
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from pipeline.errors import AccessError, UsageError
 from pipeline.serve._app import is_loopback, make_app
 from pipeline.serve._settings import Settings
 from pipeline.store import Store
 
+_LOG = logging.getLogger(__name__)
 _SHUTDOWN_S = 1.0  # for requests under way; a pull that is cut resumes at its byte
 
 
@@ -124,6 +127,7 @@ async def _running(store: Store, host: str, port: int, settings: Settings) -> As
     runner = web.AppRunner(
         make_app(store, settings=settings),
         access_log=None,
+        logger=_LOG,
         shutdown_timeout=_SHUTDOWN_S,
         keepalive_timeout=settings.stall_s,
     )
@@ -144,6 +148,18 @@ async def _running(store: Store, host: str, port: int, settings: Settings) -> As
         yield f"{shown}:{found[1]}"
     finally:
         await runner.cleanup()
+
+
+def _brief(record: logging.LogRecord) -> bool:
+    """Leave one line of a request that is no HTTP: anybody can send one, and the trace says nothing of us."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.msg, record.args = f"{record.getMessage()}: {' '.join(error.message.split())[:200]!r}", ()
+        record.exc_info = None
+    return True
+
+
+_LOG.addFilter(_brief)
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -128,7 +128,8 @@ class Uploads:
     def drop_idle(self) -> int:
         """Drop the uploads that nobody has used for `IDLE_S`; return how many."""
         limit = self._clock() - IDLE_S
-        old = [name for name, one in self._open.items() if one.used < limit and not one.lock.locked()]
+        # a copy, because uploads begin in threads
+        old = [name for name, one in list(self._open.items()) if one.used < limit and not one.lock.locked()]
         for name in old:
             self.end(name)
         return len(old)

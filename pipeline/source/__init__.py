@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline import data
 from pipeline.errors import InputError, UsageError
 from pipeline.patience import Patience
 from pipeline.source import aliases, hub
@@ -67,7 +68,7 @@ def open_source(
     """
     if model.lower().endswith(SUFFIX) and (_is_path(model) or Path(model).is_file()):
         _no_revision(model, revision)
-        yield OpenSource(open_gguf(Path(model).expanduser()))
+        yield OpenSource(open_gguf(data.user_path(model)))
         return
     options = Options(weights, update, rehash, log, progress, patience or Patience())
     name, at, tail = model.partition("@")
@@ -106,7 +107,7 @@ def _folder(model: str, revision: str | None, log: Log) -> Source:
     _no_revision(model, revision)
     if not _is_path(model) and model in aliases.load():
         log(f"{model} is the folder here, not the alias of that name")
-    return open_folder(Path(model).expanduser())
+    return open_folder(data.user_path(model))
 
 
 def _no_revision(model: str, revision: str | None) -> None:

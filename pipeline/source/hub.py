@@ -309,7 +309,7 @@ def settings() -> tuple[str | None, Path]:
     home = os.environ.get("HF_HOME")
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or (home and f"{home}/hub")
     root = Path(os.path.expandvars(cache)) if cache else Path(constants.HF_HUB_CACHE)
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None, root.expanduser()
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None, data.user_path(root)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def translated(where: Path) -> Iterator[None]:
                 where=where,
                 hint="free some space; models that are not needed can be removed",
             ) from exc
-        hint = None
+        hint = "check the folder and its disk, or choose another store"
         if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             hint = "run as the owner of the store (for a service's store: sudo), or choose another store"
         raise AccessError("the store can not be read or written", where=where, found=str(exc), hint=hint) from exc

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.data import data_home
+from pipeline.data import data_home, user_path
 from pipeline.errors import UsageError
 from pipeline.store.names import DEFAULT_HOST, Name
 
@@ -22,7 +22,7 @@ _LOOPBACK = ("localhost", "127.0.0.1")
 def local_store_root() -> Path:
     """Return the root of the embedded registry's store: GGUF_PIPELINE_STORE, else a folder of the user's data."""
     own = os.environ.get("GGUF_PIPELINE_STORE")
-    return Path(own).expanduser().absolute() if own else data_home() / "registry"
+    return user_path(own).absolute() if own else data_home() / "registry"
 
 
 def ollama_store_root(service_root: Path = _SERVICE_ROOT) -> Path:
@@ -33,7 +33,7 @@ def ollama_store_root(service_root: Path = _SERVICE_ROOT) -> Path:
     """
     own = os.environ.get("OLLAMA_MODELS")
     if own:
-        return Path(own).expanduser().absolute()
+        return user_path(own).absolute()
     home = Path.home() / ".ollama" / "models"
     # os.path, because a folder that we may not look into is none to us, and no error.
     return service_root if not os.path.isdir(home) and os.path.isdir(service_root) else home  # noqa: PTH112

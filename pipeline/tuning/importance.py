@@ -7,16 +7,19 @@ Two forms are read, GGUF and the older one without magic.  Numbers are those tha
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import FormatError, from_os_error
 from pipeline.gguf import GgufFile, GgufTensor, read_gguf
+from pipeline.strict_json import has_file
 from pipeline.types import KV, string, u32
 
 F32 = NDArray[np.float32]
@@ -88,18 +91,21 @@ def read_importance(path: Path) -> Importance:
     """Read an importance matrix of either form.
 
     Raises:
-        FormatError: if it is neither, or not what its form says, or holds NaN, infinities or negative numbers.
+        FormatError: if it is no file, is neither, or not what its form says, or holds NaN, infinities or negative
+            numbers.
         AccessError: if it cannot be read.
     """
     try:
+        has_file(path)
         with path.open("rb") as file:
             is_gguf = file.read(4) == b"GGUF"
-            size = path.stat().st_size
+            size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise FormatError("too large for an importance matrix", where=path, expected=MAX_BYTES, found=size)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        read = _read_gguf(path) if is_gguf else _read_legacy(path, path.read_bytes())
+            file.seek(0)
+            read = _read_gguf(path) if is_gguf else _read_legacy(_Legacy(path, file, size))
     except OSError as e:
         raise from_os_error(e, "the importance matrix cannot be read", path) from e
     datasets, n_chunks, entries = read
@@ -158,8 +164,13 @@ def _values(file: GgufFile, tensor: GgufTensor) -> F32:
 class _Legacy:
     """Takes numbers and texts from the older form, one after another."""
 
-    def __init__(self, path: Path, data: bytes) -> None:
-        self.path, self.data, self.at = path, data, 0
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self.path, self._file, self._size, self.at = path, file, size, 0
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether nothing is left."""
+        return self.at == self._size
 
     def number(self, what: str, least: int) -> int:
         """Take an int32 of at least *least*."""
@@ -173,7 +184,7 @@ class _Legacy:
 
     def take(self, n_bytes: int, what: str) -> bytes:
         """Take bytes."""
-        part = self.data[self.at : self.at + n_bytes]
+        part = self._file.read(min(n_bytes, self._size - self.at))
         if len(part) != n_bytes:
             raise FormatError(
                 f"the file ends within {what}, or is no importance matrix", where=f"{self.path}, byte {self.at}",
@@ -188,19 +199,18 @@ class _Legacy:
         return raw.split(b"\0")[0].decode(errors="surrogateescape")
 
 
-def _read_legacy(path: Path, data: bytes) -> _Read:
-    cursor = _Legacy(path, data)
+def _read_legacy(cursor: _Legacy) -> _Read:
     entries: dict[str, F32] = {}
     for index in range(cursor.number("the number of entries", 1)):
         name = cursor.text(f"the name of entry {index}", 1)
         if name in entries:
-            raise FormatError("an entry stands twice", where=path, found=name, hint=_HINT)
+            raise FormatError("an entry stands twice", where=cursor.path, found=name, hint=_HINT)
         n_calls = cursor.number(f"the number of calls of {name}", 0)
         n_values = cursor.number(f"the number of values of {name}", 1)
         values = np.frombuffer(cursor.take(4 * n_values, f"the values of {name}"), "<f4").astype(np.float32)
         entries[name] = values / np.float32(n_calls) if n_calls else values
-    if cursor.at == len(data):
+    if cursor.is_at_end:
         return (), 0, entries
     n_chunks = cursor.number("the number of chunks", 0)
-    dataset = cursor.text("the name of the data", 0) if cursor.at < len(data) else ""
+    dataset = cursor.text("the name of the data", 0) if not cursor.is_at_end else ""
     return (dataset,) if dataset else (), n_chunks, entries

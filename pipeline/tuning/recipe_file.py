@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import quant
-from pipeline.errors import FormatError, UsageError, from_os_error
+from pipeline.errors import FormatError, UsageError
+from pipeline.strict_json import read_text
 
 _MAX_BYTES = 1 << 20
 _FIELDS = {
@@ -39,16 +40,11 @@ def read_recipe_file(path: Path) -> RecipeFile:
     """Read a recipe from TOML.
 
     Raises:
-        FormatError: if it is not TOML, or says something that no recipe has.
-        AccessError: if it cannot be read.
+        FormatError: if it cannot be read, is not TOML, or says something that no recipe has.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise FormatError("too large for a recipe", where=path, expected=f"at most {_MAX_BYTES} bytes")
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise from_os_error(e, "the recipe cannot be read", path) from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+        values = tomllib.loads(read_text(path, _MAX_BYTES))
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise FormatError("not a TOML file", where=path, found=e, hint="see docs/recipes.md for an example") from e
     for key, value in values.items():
         if key not in _FIELDS or type(value) is not _FIELDS[key]:

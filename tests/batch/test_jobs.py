@@ -88,6 +88,8 @@ BAD = {
     "a text for a job": ('job = ["a"]\n', "is not a table"),
     "one name for two": ('[[job]]\nmodels = ["a", "b"]\nname = "c"\n', "one name to several"),
     "no adapter": ('[[job]]\nmodel = "a"\nadapter = "./none"\n', "is not a folder"),
+    "nobody's adapter": ('[[job]]\nmodel = "a"\nadapter = "~nobody-of-this-name/x"\n', "is not a folder"),
+    "nobody's imatrix": ('[[job]]\nmodel = "a"\nimatrix = "~nobody-of-this-name/x"\n', "nobody-of-this-name"),
     "no imatrix": ('[[job]]\nmodel = "a"\nimatrix = "none.gguf"\n', "none.gguf"),
     "no recipe": ('[[job]]\nmodel = "a"\nrecipe = "none.toml"\n', "none.toml"),
     "bad parameter": ('[[job]]\nmodel = "a"\nmodelfile.parameters = { temperatur = 1 }\n', "temperatur"),

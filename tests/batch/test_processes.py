@@ -44,6 +44,22 @@ def test_a_crash_is_one_jobs_failure() -> None:
     executor.shutdown()
 
 
+class _Interrupting:
+    """Raises SIGINT in the process that unpickles it, which is before any line of ours runs there."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return signal.raise_signal, (signal.SIGINT,)
+
+
+def test_ctrl_c_while_a_process_starts() -> None:
+    """The parent decides who stops, from the first moment on; what the job starts may be interrupted."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with ProcessPerJob() as executor:
+        assert executor.submit(repr, _Interrupting()).result() == "None"
+        assert executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result() == before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 def test_stopping_lets_them_clean_up(tmp_path: Path) -> None:
     """With cancel_futures the running processes are asked to stop, and do what `finally` says."""
     executor = ProcessPerJob()

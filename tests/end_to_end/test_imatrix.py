@@ -133,6 +133,22 @@ def test_wrong_options(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("bad", ["missing model", "bad model", "bad matrix"])
+def test_what_cannot_be_calibrated(bad: str, computed: tuple[Path, dict[str, Any]], cli: Any, tmp_path: Path) -> None:
+    """A model or a matrix to add to that is not sound is an error that names it, before llama-imatrix is started."""
+    (tmp_path / "bad").write_bytes(b"GGUF\3")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF\3")
+    arguments = {
+        "missing model": (tmp_path / "none.gguf",),
+        "bad model": (tmp_path / "bad.gguf",),
+        "bad matrix": (computed[0] / "demo.gguf", "--in-file", tmp_path / "bad"),
+    }[bad]
+    done = cli("imatrix", *arguments, "-o", tmp_path / "m.gguf", check=False)
+    assert done.returncode == 3
+    assert f"error: {arguments[-1]}" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "bad.gguf"]
+
+
 def test_a_matrix_that_lacks_tensors_is_said(computed: tuple[Path, dict[str, Any]], cli: Any, tmp_path: Path) -> None:
     """Tensors without importance are quantized without, and named."""
     matrix = read_importance(computed[0] / "m.gguf")

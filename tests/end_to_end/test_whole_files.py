@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pipeline import flow
 
 pytestmark = pytest.mark.native
 
@@ -30,29 +31,28 @@ def _llama_quantize(llama: Any, source: Path, target: Path, kind: str) -> str:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def unquantized(request: pytest.FixtureRequest, cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def unquantized(
+    request: pytest.FixtureRequest, demo: Path, silent_log: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """One model in its own precision, as `convert` writes it."""
-    folder = tmp_path_factory.mktemp("whole")
-    root = Path(__file__).parent.parent
-    model = request.param if request.param == "demo" else root / "fixtures" / "arch" / request.param
-    cli("convert", model, "-o", folder / "auto.gguf")
-    return model, folder / "auto.gguf"
+    path = tmp_path_factory.mktemp("whole") / "auto.gguf"
+    fixtures = Path(__file__).parent.parent / "fixtures" / "arch"
+    flow.convert(str(demo if request.param == "demo" else fixtures / request.param), path, "auto", silent_log)
+    return path
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_quantize_writes_the_bytes_of_llama_quantize(
-    unquantized: Any, recipe: str, cli: Any, llama: Any, tmp_path: Path
+    unquantized: Path, recipe: str, silent_log: Any, llama: Any, tmp_path: Path
 ) -> None:
     """Header, order, types and every block are equal, fall-backs for odd widths included."""
-    _, source = unquantized
-    cli("quantize", source, "-o", tmp_path / "ours.gguf", "--quant", recipe)
-    assert _llama_quantize(llama, source, tmp_path / "theirs.gguf", recipe) == _sha256(tmp_path / "ours.gguf")
+    flow.quantize(unquantized, tmp_path / "ours.gguf", recipe, silent_log)
+    assert _llama_quantize(llama, unquantized, tmp_path / "theirs.gguf", recipe) == _sha256(tmp_path / "ours.gguf")
 
 
-def test_convert_is_a_fixed_point_of_copy(unquantized: Any, llama: Any, tmp_path: Path) -> None:
+def test_convert_is_a_fixed_point_of_copy(unquantized: Path, llama: Any, tmp_path: Path) -> None:
     """llama-quantize COPY gives our converted file back as it is."""
-    _, source = unquantized
-    assert _llama_quantize(llama, source, tmp_path / "copy.gguf", "COPY") == _sha256(source)
+    assert _llama_quantize(llama, unquantized, tmp_path / "copy.gguf", "COPY") == _sha256(unquantized)
 
 
 def test_publish_equals_the_way_over_convert(published: Any, cli: Any, llama: Any, tmp_path: Path) -> None:

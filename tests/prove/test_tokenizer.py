@@ -262,7 +262,7 @@ def test_the_reference_of_older_forms(
 
 
 def test_what_a_library_raises_is_ours() -> None:
-    """An exception, or a panic of the Rust part, which is no Exception, is an error of ours; Ctrl-C is not."""
+    """An exception, or a panic of the Rust part, which is no Exception, is our error; what ends the process is not."""
 
     class PanicException(BaseException):
         """What pyo3 raises."""
@@ -275,11 +275,16 @@ def test_what_a_library_raises_is_ours() -> None:
         with pytest.raises(UnsupportedError, match="own tokenizer fails"):
             guarded(encode)("a")
 
-    def interrupted(_text: str) -> list[int]:
-        raise KeyboardInterrupt
+    class Stopped(BaseException):
+        """What a signal raises."""
 
-    with pytest.raises(KeyboardInterrupt):
-        guarded(interrupted)("a")
+    for ends in (KeyboardInterrupt, SystemExit, Stopped):
+
+        def interrupted(_text: str, ends: type[BaseException] = ends) -> list[int]:
+            raise ends
+
+        with pytest.raises(ends):
+            guarded(interrupted)("a")
 
 
 def test_explaining_is_bounded() -> None:

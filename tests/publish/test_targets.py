@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import FormatError, PipelineError, UsageError
-from pipeline.publish import Published, Release, ReleaseEntry, open_target, targets
+from pipeline.publish import Published, Release, ReleaseEntry, open_target, redacted, targets
 
 MakeEntry = Callable[..., ReleaseEntry]
 MakeRelease = Callable[..., Release]
@@ -158,3 +158,18 @@ def test_an_unknown_target_lists_the_known(text: str) -> None:
     """What nobody accepts is a usage error that names what there is."""
     with pytest.raises(UsageError, match=r"local.*ollama"):
         open_target(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:s3cret@host:5000", "https://host:5000"),
+        ("ftp://me:s3@cret@host", "ftp://host"),
+        ("me:s3cret@host", "host"),
+        ("static:/srv/me@home", "static:/srv/me@home"),
+        ("hf:org/name", "hf:org/name"),
+    ],
+)
+def test_no_login_is_shown(text: str, shown: str) -> None:
+    """What is shown of a target has no login in it, whether it is a target or not."""
+    assert redacted(text) == shown

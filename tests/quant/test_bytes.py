@@ -256,6 +256,16 @@ def test_wild_weighted_cases_equal_the_reference(quantize: Quantizer, kind: Bloc
     assert different == []
 
 
+@by_engine(WEIGHTED, "build_weighted")
+def test_sums_without_end_equal_the_reference(quantize: Quantizer, kind: BlockType, libggml: Any) -> None:
+    """Importances whose sums overflow, so that scales are NaN and zeros of both signs, give the reference's bytes."""
+    rng = np.random.default_rng(12)
+    for _ in range(8):
+        x = (rng.standard_normal((64, 256)) * 0.02).astype(np.float32)
+        importance = rng.choice([0, 1e38, 1e-38], 256).astype(np.float32)
+        assert quantize(kind, x, importance).tobytes() == libggml.quantize(kind.id, x, importance).tobytes()
+
+
 def test_a_single_column_is_added_in_order(libggml: Any) -> None:
     """One sub-block alone in a search gives the reference's bytes: its sums are not added pairwise."""
     rng = np.random.default_rng(11)

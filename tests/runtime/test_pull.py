@@ -9,11 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import trustme
 
 from pipeline.errors import AccessError, FormatError, PipelineError
 from pipeline.runtime import pull as module
 from pipeline.runtime.pull import pull
-from pipeline.serve import BackgroundServer
+from pipeline.serve import BackgroundServer, Settings
 from pipeline.store import Manifest, Name, Store
 from pipeline.store.manifest import CONFIG, MODEL
 from pipeline.types import Layer
@@ -70,6 +71,10 @@ class _Bad(BaseHTTPRequestHandler):
         digest = f"sha256:{hashlib.sha256(self.data).hexdigest()}"
         layer = f'{{"digest": "{digest}", "size": 100}}'
         is_manifest = "/manifests/" in self.path
+        if self.lack == "digest":
+            layer = '{"digest": "../outside", "size": 100}'
+        if self.lack == "size":
+            layer = f'{{"digest": "{digest}", "size": 99}}'
         body = f'{{"config": {layer}, "layers": [{layer}]}}'.encode() if is_manifest else self.data
         if is_manifest and self.lack == "manifest":
             body = b'{"layers": 5}'
@@ -91,7 +96,7 @@ class _Bad(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-@pytest.fixture(params=["manifest", "location", "bytes", "length"])
+@pytest.fixture(params=["manifest", "location", "bytes", "length", "digest", "size"])
 def bad(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a registry that lacks something."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Bad,), {"lack": request.param}))
@@ -104,6 +109,26 @@ def bad(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def test_a_registry_that_ollama_could_not_use(bad: str, tmp_path: Path) -> None:
-    """No manifest, no Location on a blob, missing bytes, no length: each is told, as Ollama would fail."""
+    """No manifest, no Location on a blob, missing bytes, no length, another size, no digest: each is told.
+
+    A digest becomes a file's name, so nothing may be written outside of the folder.
+    """
+    folder = tmp_path / "pulled"
+    folder.mkdir()
     with pytest.raises(PipelineError, match=r"is no manifest|not what `ollama pull` needs|does not answer"):
-        pull(bad, "library/demo", "Q4_0", tmp_path)
+        pull(bad, "library/demo", "Q4_0", folder)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_from_an_authority_of_ones_own(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SSL_CERT_FILE names the authority of a registry that is pulled from, as of one that is published to."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    settings = Settings(certificate=tmp_path / "cert.pem", key=tmp_path / "key.pem")
+    with BackgroundServer(store, settings=settings) as server:
+        got = pull(f"https://{server.registry}", "library/demo", "Q4_0", tmp_path)
+    assert [path.read_bytes() for path in got.files.values()] == [WEIGHTS, b"{}\n"]

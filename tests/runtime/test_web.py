@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,34 @@ def test_no_proxy_is_asked_about_this_machine(host: str, asks: bool) -> None:
     """Proxies of the environment are for other hosts."""
     with session(host) as http:
         assert http.trust_env is asks
+
+
+def test_no_login_of_ones_own_accord(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What lies in ~/.netrc is sent nowhere, not after a redirect either: `ollama pull` has no login."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password s3cret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    seen: list[str | None] = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(302 if self.path == "/there" else 200)
+            self.send_header("Location", "/here")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Redirecting) as server, session("example.com") as http:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        assert http.get(f"http://127.0.0.1:{server.server_port}/there", timeout=10).status_code == 200
+        http.close()
+        server.shutdown()
+        thread.join()
+    assert seen == [None, None]
 
 
 def test_the_ca_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ import asyncio
 import base64
 import hashlib
 import http.client
+import json
 import stat
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -125,6 +128,17 @@ def test_writing_without_the_token(
     assert sorted(store.root.rglob("*")) == before
 
 
+@pytest.mark.parametrize("part", ["a%0d%0aX-Own:%20y", "a%00", "a%22,realm=%22evil", "%2e%2e"])
+def test_a_name_that_is_none(writable: BackgroundServer, part: str) -> None:
+    """What is no name comes into no header of the answer."""
+    connection = http.client.HTTPConnection(writable.address, timeout=10)
+    connection.request("POST", f"/v2/{part}/new/blobs/uploads/")
+    answer = connection.getresponse()
+    assert json.loads(answer.read())["errors"][0]["code"] == "NAME_INVALID"
+    assert (answer.status, answer.headers["WWW-Authenticate"], answer.headers["X-Own"]) == (404, None, None)
+    connection.close()
+
+
 def test_the_ways_to_send_the_token(writable: BackgroundServer, token: str) -> None:
     """As a bearer's, as Basic's password with any name, or exchanged for one that holds for one repository."""
     url = f"http://{writable.address}"
@@ -163,6 +177,18 @@ def test_signed_requests_that_are_refused(access: Access, ollama_client: Ollama,
     assert Access("t" * 20, None, clock=lambda: NOW).exchange(ollama_client.sign("x"), "x", {"scope": SCOPE}) is None
 
 
+def test_copies_of_a_signed_request(access: Access, ollama_client: Ollama) -> None:
+    """Of copies that come at the same time one gets a token."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            tokens = list(pool.map(lambda _: ollama_client.ask(access, "one"), range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len([token for token in tokens if token]) == 1
+
+
 def test_the_refusal_names_the_line_to_add(store: Store, tmp_path: Path, ollama_client: Ollama) -> None:
     """An Ollama that may not push is told, by its own key, what the owner of the registry has to add, and where."""
     settings = Settings(token="t" * 20, ollama_keys=tmp_path / "keys")
@@ -186,9 +212,9 @@ def test_other_machines_read_but_do_not_write(tmp_path: Path) -> None:
         return web.Response(text="through")
 
     async def ask(settings: Settings, remote: str, method: str) -> int:
-        app = make_app(Store(tmp_path / "none"), settings=settings)
+        app, named = make_app(Store(tmp_path / "none"), settings=settings), {"namespace": "me", "model": "new"}
         headers = {"Authorization": f"Bearer {'t' * 20}", "Host": "models.example"}
-        request = make_mocked_request(method, UPLOADS, headers=headers, app=app)
+        request = make_mocked_request(method, UPLOADS, headers=headers, app=app, match_info=named)
         return (await _check_access(request.clone(remote=remote), pass_on)).status
 
     closed = Settings(allow_remote=True, token="t" * 20)

@@ -165,6 +165,30 @@ def test_what_is_not_offered(serving: Callable[..., str]) -> None:
     assert error(by_digest)[:2] == (404, "MANIFEST_UNKNOWN")
 
 
+def test_a_hub_that_does_not_answer(store: Store) -> None:
+    """However many ask for what only the Hub can tell, the others are served, and so is what is named itself."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def listing(_: str) -> tuple[str, ...]:
+        asked.set()
+        answer.wait(60)
+        return ()
+
+    digest = store.add_bytes(b"GGUF").digest
+    demand = Demand(Offers(["me/*", "demo"], listing), store.root)
+    with BackgroundServer(store, settings=Settings(on_demand=demand)) as server, ThreadPoolExecutor(40) as pool:
+        url = f"http://{server.address}/v2"
+        waiting = [pool.submit(requests.get, f"{url}/hf/me-x/manifests/Q8_0", timeout=60) for _ in range(40)]
+        try:
+            assert asked.wait(60)
+            assert requests.get(f"{url}/library/demo/blobs/{digest}", timeout=20).content == b"GGUF"
+            named = requests.get(f"{url}/library/demo/manifests/none", timeout=20)
+            assert error(named)[1] == "TAG_INVALID"
+        finally:
+            answer.set()
+        assert {one.result().status_code for one in waiting} == {403}
+
+
 def test_the_log_has_lines() -> None:
     """Progress is one line a step, with the model's name before it."""
     lines: list[str] = []

@@ -45,6 +45,17 @@ def test_a_signal_ends_it_cleanly(repository: Path, store: Store, number: signal
         assert process.stderr.read() == ""
 
 
+@pytest.mark.parametrize("request_line", [b"GET /\xff HTTP/1.1", b"\x16\x03\x01"])
+def test_what_is_no_http_is_one_line(store: Store, request_line: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Anybody can send nonsense: it is answered with 400, and fills no log with traces."""
+    with BackgroundServer(store) as server:
+        host, _, port = server.address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            client.sendall(request_line + b"\r\nHost: localhost\r\n\r\n")
+            assert b" 400 " in client.recv(1000).partition(b"\r\n")[0]
+    assert all(record.exc_info is None and "\n" not in record.getMessage() for record in caplog.records)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])  # noqa: S104  # refused
 def test_other_machines_are_kept_out(store: Store, host: str) -> None:
     """An address that others can reach needs a word from the user."""

@@ -8,10 +8,12 @@ import http.client
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -263,11 +265,24 @@ def test_what_the_disk_cannot_hold(pusher: Any, base: str, writable: BackgroundS
     connection.close()
 
 
+def test_the_disk_fills_up_on_the_way(repository: Path, store: Store, token: str) -> None:
+    """A stream whose length nobody knew is 507 where the disk takes no more of it, and nothing of it is kept."""
+    with _process(repository, store.root, token, largest_file=len(DATA) // 2) as (address, _):
+        place = f"http://{address}/v2/{REPOSITORY}/blobs/uploads/"
+        params, headers = {"digest": hash_bytes(DATA).digest}, {"Authorization": f"Bearer {token}"}
+        answer = requests.post(place, params=params, data=iter([DATA]), headers=headers, timeout=10)
+    assert error(answer) == (507, "DENIED")
+    assert not store.has(hash_bytes(DATA).digest)
+    assert leftovers(store) == []
+
+
 _SERVE = """
+import resource
 import sys
 from pathlib import Path
 from pipeline.serve import Settings, serve
 from pipeline.store import Store
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 serve(Store(Path(sys.argv[1])), "127.0.0.1", 0, lambda a: print(a, flush=True), Settings(token=sys.argv[2]))
 """
 
@@ -280,9 +295,15 @@ def _status(pid: int, key: str) -> int:
 
 
 @contextlib.contextmanager
-def _process(repository: Path, root: Path, token: str) -> Iterator[tuple[str, int]]:
+def _process(
+    repository: Path, root: Path, token: str, largest_file: int = resource.RLIM_INFINITY
+) -> Iterator[tuple[str, int]]:
+    """Serve from a process of its own, whose files may have *largest_file* bytes; give its address and its number."""
     with subprocess.Popen(
-        [sys.executable, "-c", _SERVE, str(root), token], cwd=repository, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _SERVE, str(root), token, str(largest_file)],
+        cwd=repository,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         try:
@@ -311,6 +332,22 @@ def test_a_large_blob_needs_no_memory(repository: Path, tmp_path: Path, token: s
         for one in pullers:
             one.join()
         assert _status(pid, "VmHWM") - before < 40_000_000
+
+
+def test_a_body_that_unpacks(repository: Path, tmp_path: Path, token: str) -> None:
+    """A small body that unpacks to 512 MB costs the server less than 150 MB, whether anybody reads it or not."""
+    packer = zlib.compressobj(9)
+    body = b"".join(packer.compress(bytes(1 << 20)) for _ in range(512)) + packer.flush()
+    headers = {"Content-Encoding": "deflate", "Authorization": f"Bearer {token}"}
+    with _process(repository, tmp_path, token) as (address, pid):
+        assert requests.get(f"http://{address}/v2/", timeout=10).status_code == 200
+        before = _status(pid, "VmHWM")
+        url = f"http://{address}/v2/{REPOSITORY}/manifests/latest"
+        for method in ("GET", "PUT"):
+            with contextlib.suppress(requests.ConnectionError):  # it may hang up on us
+                requests.request(method, url, data=body, headers=headers, timeout=20)
+        assert requests.get(f"http://{address}/v2/", timeout=10).status_code == 200
+        assert _status(pid, "VmHWM") - before < 150_000_000
 
 
 def _drain(url: str) -> None:

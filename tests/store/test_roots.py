@@ -29,6 +29,14 @@ def test_settings_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert registry_host() == "localhost:5000"
 
 
+def test_the_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A "~" of a user who is not there is a place that is not there, and no crash."""
+    monkeypatch.setenv("GGUF_PIPELINE_STORE", "~nobody-of-this-name/x")
+    assert local_store_root() == Path.cwd() / "~nobody-of-this-name" / "x"
+    monkeypatch.setenv("GGUF_PIPELINE_STORE", "~/x")
+    assert local_store_root() == Path.home() / "x"
+
+
 def test_the_service_store_is_taken_where_it_is_the_only_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The Linux service's folder counts only while the user has none."""
     service = tmp_path / "service"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -168,7 +169,10 @@ def test_any_bytes_are_read_or_refused(data: bytes, is_gguf: bool, tmp_path: Pat
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
-    """No file, or a folder: an error that names it."""
-    for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(AccessError, match=str(path)):
+    """No file, a folder, a pipe that nobody writes to, a device that never ends: an error that names it."""
+    with pytest.raises(AccessError, match="none"):
+        read_importance(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(FormatError, match=f"{path}: is not a file"):
             read_importance(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import quant
-from pipeline.errors import AccessError, FormatError
+from pipeline.errors import FormatError
 from pipeline.tuning import RecipeFile, read_recipe_file
 
 
@@ -61,9 +61,12 @@ def test_what_no_recipe_says(text: str, match: str, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
-    """A folder is no file; a huge file is no recipe."""
-    with pytest.raises(AccessError):
-        read_recipe_file(tmp_path)
+    """A folder, and a device that never ends, are no files; a huge file is no recipe."""
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(FormatError, match="cannot be read"):
+            read_recipe_file(path)
+    with pytest.raises(FormatError, match="is not a file"):
+        read_recipe_file(Path("/dev/zero"))
     (tmp_path / "r.toml").write_text("#" * (1 << 21))
     with pytest.raises(FormatError, match="too large"):
         read_recipe_file(tmp_path / "r.toml")
