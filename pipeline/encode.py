@@ -28,6 +28,9 @@ from pipeline.types import Blob, Plan, PlannedTensor, View
 # The most elements in a tile; an engine may want fewer.
 TILE_ELEMENTS = 1 << 19
 
+# Tiles in flight beside those that are encoded: with two, workers waited while the oldest one was written.
+_AHEAD = 4
+
 # Exponent bits that are all ones mean Inf or NaN; a magnitude from here on is not finite.
 _NOT_FINITE: dict[str, tuple[Any, int, int]] = {
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
@@ -184,7 +187,7 @@ def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) 
         made = max(made, sum(_bytes_of(kind, n) for kind in kinds) + 4 * n if kinds else 0)
         wanted |= kinds
     # Beside its tile a worker has the tile's bits, checked for NaN.
-    tiles = (threads + 2) * (raw + made) + threads * 2 * raw
+    tiles = (threads + _AHEAD) * (raw + made) + threads * 2 * raw
     return tiles + chosen.memory_bytes(wanted, threads)
 
 
@@ -214,7 +217,7 @@ def _in_order(
 ) -> Iterator[tuple[_Tile, _Encoded]]:
     """Encode tiles on the pool, a few ahead of the writer, and give them back in their order."""
     free: queue.SimpleQueue[_Scratch] = queue.SimpleQueue()
-    for _ in range(workers + 2):
+    for _ in range(workers + _AHEAD):
         free.put(_Scratch())
     waiting: deque[tuple[_Tile, _Scratch, Future[_Encoded]]] = deque()
 
