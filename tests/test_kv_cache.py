@@ -94,8 +94,10 @@ def test_llama_cpp_takes_as_much(name: str, tmp_path: Path, silent_log: Any, lla
     assert ours is not None
     if ours == 0:  # an encoder
         return
+    # Its log is written by a thread that may not come to its end with the process: hence some tokens more.
+    command = [llama.program("llama-completion"), "-m", file.path, "-c", "3000", "-n", "128", "--ignore-eos"]
     done = subprocess.run(
-        [llama.program("llama-completion"), "-m", file.path, "-c", "3000", "-n", "1", "-p", "a", "-no-cnv", "-v"],
+        [*command, "-p", "a", "-no-cnv", "-v", "--fit", "off"],
         capture_output=True,
         timeout=120,
         check=False,
@@ -103,5 +105,4 @@ def test_llama_cpp_takes_as_much(name: str, tmp_path: Path, silent_log: Any, lla
     )
     log = (done.stdout + done.stderr).decode("utf-8", "replace")
     caches = [float(size) for size in re.findall(r"size =\s*([\d.]+) MiB \(\s*\d+ cells", log)]
-    # It says everything twice: when it tries what fits, and when it allocates.
-    assert sum(caches) / 2 == pytest.approx(ours / 2**20, abs=0.006 * len(caches)), log[-2000:]
+    assert sum(caches) == pytest.approx(ours / 2**20, abs=0.006 * len(caches)), log[-2000:]
