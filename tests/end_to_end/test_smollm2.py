@@ -14,7 +14,9 @@ from pipeline.runtime import open_runtime
 
 pytestmark = pytest.mark.native
 
-RECIPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q3_K_M", "Q2_K", "IQ4_XS")
+RECIPES = (
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q3_K_M", "Q2_K", "IQ4_XS"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
