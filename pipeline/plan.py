@@ -128,7 +128,7 @@ def split_plan(whole: Plan, max_bytes: int) -> tuple[Plan, ...]:
     groups: list[list[PlannedTensor]] = [[]]
     size = 0
     for tensor in whole.tensors:
-        n_bytes = _padded(tensor.n_bytes)
+        n_bytes = gguf.padded(tensor.n_bytes)
         if groups[-1] and size + n_bytes > max_bytes:
             groups.append([])
             size = 0
@@ -160,7 +160,7 @@ def _file(recipe: str, metadata: tuple[KV, ...], tensors: tuple[PlannedTensor, .
     entries = [gguf.TensorEntry(t.name, t.shape, gguf.tensor_type(t.type).id, t.offset) for t in tensors]
     data_start = len(gguf.encode_header(metadata, entries, ALIGNMENT))
     end = tensors[-1].offset + tensors[-1].n_bytes if tensors else 0
-    return Plan(recipe, metadata, tensors, data_start, data_start + _padded(end), notes)
+    return Plan(recipe, metadata, tensors, data_start, data_start + gguf.padded(end), notes)
 
 
 def _is_kept(draft: Draft, blueprint: Blueprint) -> bool:
@@ -235,16 +235,12 @@ def _recipe(name: str) -> quant.Recipe:
     return known[name]
 
 
-def _padded(n: int) -> int:
-    return -(-n // ALIGNMENT) * ALIGNMENT
-
-
 def _moved(tensors: Sequence[PlannedTensor]) -> tuple[PlannedTensor, ...]:
     """Place tensors one behind the other, from the start of a data section on."""
     offset, placed = 0, []
     for tensor in tensors:
         placed.append(replace(tensor, offset=offset))
-        offset = _padded(offset + tensor.n_bytes)
+        offset = gguf.padded(offset + tensor.n_bytes)
     return tuple(placed)
 
 
