@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from pipeline import data
+from pipeline.errors import FormatError
+from pipeline.publish._release import ReleaseEntry
 from pipeline.store import Name, Store
 
 
@@ -58,3 +60,17 @@ class StagedTarget:
         self._staging.sweep()
         with ExitStack() as stack:
             yield [stack.enter_context(self._staging.blob_writer()) for _ in sizes]
+
+    def keep_gguf(self, entry: ReleaseEntry) -> None:
+        """Make an entry's GGUF a blob of the staging store: renamed if it was written there, else copied.
+
+        Raises:
+            FormatError: if it has another size than it was written with.
+        """
+        if entry.gguf.parent != self._staging.blobs_dir:
+            self._staging.add_file(entry.gguf, entry.gguf_blob.digest)
+            return
+        size = entry.gguf.stat().st_size
+        if size != entry.gguf_blob.size:
+            raise FormatError("the GGUF has another size", where=entry.gguf, expected=entry.gguf_blob.size, found=size)
+        self._staging.commit_file(entry.gguf, entry.gguf_blob.digest)

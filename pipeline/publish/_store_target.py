@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline import data
-from pipeline.errors import FormatError
 from pipeline.publish import _layers
 from pipeline.publish._read_back import present, read_back
 from pipeline.publish._release import Release, ReleaseEntry
@@ -45,17 +44,8 @@ class StoreTarget(StagedTarget):
         made = _layers.assemble(entry)
         for text in made.texts.values():
             self.store.add_bytes(text)
-        self._add_gguf(entry)
+        self.keep_gguf(entry)
         return made.manifest
-
-    def _add_gguf(self, entry: ReleaseEntry) -> None:
-        if entry.gguf.parent != self.store.blobs_dir:
-            self.store.add_file(entry.gguf, entry.gguf_blob.digest)
-            return
-        size = entry.gguf.stat().st_size
-        if size != entry.gguf_blob.size:
-            raise FormatError("the GGUF has another size", where=entry.gguf, expected=entry.gguf_blob.size, found=size)
-        self.store.commit_file(entry.gguf, entry.gguf_blob.digest)
 
 
 class StoreReader:

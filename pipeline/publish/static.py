@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 
 from pipeline import data
-from pipeline.errors import AccessError, FormatError, UsageError
+from pipeline.errors import AccessError, UsageError
 from pipeline.publish import _layers
 from pipeline.publish._read_back import present, read_back
 from pipeline.publish._release import Published, Release, ReleaseEntry
@@ -131,22 +131,13 @@ class StaticTarget(StagedTarget):
     def _add(self, release: Release, entry: ReleaseEntry) -> Manifest:
         """Put every blob of an entry in its place."""
         made = _layers.assemble(entry)
-        self._stage_gguf(entry)
+        self.keep_gguf(entry)
         for text in made.texts.values():
             self._blobs.add_bytes(text)
         name = Name(self.host, release.namespace, release.model, entry.tags[0])
         for layer in made.manifest.all_layers:
             self._tree.put_blob(name, layer.blob, self._blobs.blob_path(layer.blob.digest))
         return made.manifest
-
-    def _stage_gguf(self, entry: ReleaseEntry) -> None:
-        if entry.gguf.parent != self._blobs.blobs_dir:
-            self._blobs.add_file(entry.gguf, entry.gguf_blob.digest)
-            return
-        size = entry.gguf.stat().st_size
-        if size != entry.gguf_blob.size:
-            raise FormatError("the GGUF has another size", where=entry.gguf, expected=entry.gguf_blob.size, found=size)
-        self._blobs.commit_file(entry.gguf, entry.gguf_blob.digest)
 
     def _empty_staging(self) -> None:
         """Take away the second names of what is in its place, and what an error left."""
