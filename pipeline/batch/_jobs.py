@@ -6,7 +6,6 @@ A key is a row of `_KEYS`; one that is not there is refused.  Paths are relative
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.modelfile import Overrides, read_table
 from pipeline.quant import Options
+from pipeline.strict_toml import read_toml
 from pipeline.tuning import Importance, RecipeFile, Tuning, read_importance, read_recipe_file
 
 _MAX_BYTES = 10_000_000
@@ -62,16 +62,7 @@ def read_jobs(path: Path) -> tuple[Job, ...]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise UsageError("is too big", where=path, expected=f"at most {_MAX_BYTES:,} bytes")
-        tables = tomllib.loads(text.decode("utf-8"))
-    except OSError as error:
-        raise UsageError("cannot be read", where=path, found=error.strerror or error) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError("is not TOML", where=path, found=error) from error
+    tables = read_toml(path, _MAX_BYTES)
     for name in tables:
         _known(_At(path, f"[{name}]"), name, _TOP)
     return tables

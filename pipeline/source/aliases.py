@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 from pipeline import data
 from pipeline.errors import UsageError
+from pipeline.strict_toml import read_toml
 
 _FILE = "models.toml"
 _MAX_BYTES = 1_000_000
@@ -74,16 +74,7 @@ def read(path: Path) -> dict[str, Alias]:
     Raises:
         UsageError: if it is not TOML, or has a row that is not an alias.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise UsageError("is too big", where=path, expected=f"at most {_MAX_BYTES:,} bytes")
-        table = tomllib.loads(text.decode("utf-8"))
-    except OSError as e:
-        raise UsageError("cannot be read", where=path, found=e.strerror or e) from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise UsageError("is not TOML", where=path, found=e, hint="correct the file, or take it away") from e
+    table = read_toml(path, _MAX_BYTES, "correct the file, or take it away")
     return {name: _row(path, name, row) for name, row in table.items()}
 
 
