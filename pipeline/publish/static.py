@@ -118,8 +118,8 @@ class StaticTarget(StagedTarget):
             self._tree.put_manifests(made)
             self._tree.prune(made[0][0], before)
             self._describe()
+            checks = read_back(self._tree, made)  # before another publication may replace them
         names = tuple(name for name, _ in pairs)
-        checks = read_back(self._tree, made)
         digests = tuple(hash_bytes(manifest.to_bytes()).digest for _, manifest in made)
         return Published(names, digests, self._commands(release), checks)
 
