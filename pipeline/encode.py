@@ -184,11 +184,17 @@ def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) 
         dtype = first.view.dtype if first.view else first.type
         kinds = {tensor.type for tensor in tensors} - {dtype}
         raw = max(raw, _bytes_of(dtype, n))
-        made = max(made, sum(_bytes_of(kind, n) for kind in kinds) + 4 * n if kinds else 0)
+        has_floats = any(first.importance is not None or not _is_direct(dtype, kind, chosen) for kind in kinds)
+        made = max(made, sum(_bytes_of(kind, n) for kind in kinds) + has_floats * 4 * n)
         wanted |= kinds
     # Beside its tile a worker has the tile's bits, checked for NaN.
     tiles = (threads + _AHEAD) * (raw + made) + threads * 2 * raw
     return tiles + chosen.memory_bytes(wanted, threads)
+
+
+def _is_direct(dtype: str, kind: str, engine: quant.Engine) -> bool:
+    """Say whether *kind* is made without float32 values in between."""
+    return dtype == "BF16" and engine.reads_bf16(quant.get(kind))
 
 
 def _bytes_of(kind: str, n: int) -> int:

@@ -84,15 +84,28 @@ def peak(tmp_path: Path, repository: Path) -> Callable[..., tuple[int, str]]:
     return run
 
 
-@pytest.mark.parametrize(("recipe", "threads"), [("Q4_K_M", 1), ("Q4_K_M", 4), ("Q8_0", 2), ("BF16", 2)])
+@pytest.mark.parametrize(
+    ("recipes", "threads", "engine"),
+    [
+        ("Q4_K_M", 1, "numpy"),
+        ("Q4_K_M", 4, "fast"),
+        ("BF16", 2, "fast"),
+        ("Q8_0", 2, "auto"),
+        ("Q4_K_M,Q5_K_M,Q8_0", 4, "numpy"),
+        ("Q4_K_M,Q8_0,BF16,Q3_K_M,Q6_K", 1, "fast"),
+    ],
+)
 def test_memory_is_what_publish_takes(
-    recipe: str, threads: int, checkpoint: Path, peak: Callable[..., tuple[int, str]]
+    recipes: str, threads: int, engine: str, checkpoint: Path, peak: Callable[..., tuple[int, str]]
 ) -> None:
-    """The figure of `plan` is within 30 % of the peak of `publish`, libraries and interpreter included."""
-    options = ("--quant", recipe, "--threads", threads, "--json")
-    planned = json.loads(peak("plan", checkpoint, *options)[1])[0]
+    """The figure of `plan` is within 15 % of the peak of `publish`, libraries and interpreter included."""
+    options = ("--quant", recipes, "--threads", threads, "--engine", engine, "--json")
+    planned = json.loads(peak("plan", checkpoint, *options)[1])
     measured, _ = peak("publish", checkpoint, *options, "--proof", "none")
-    assert planned["memory_bytes"] == pytest.approx(measured, rel=0.3)
+    assert [one["together"] for one in planned] == [planned[0]["together"]] * len(planned)
+    assert planned[0]["together"]["memory_bytes"] == pytest.approx(measured, rel=0.15)
+    assert max(one["memory_bytes"] for one in planned) < 1.02 * planned[0]["together"]["memory_bytes"]
+    assert planned[0]["together"]["file_bytes"] == sum(one["file_bytes"] for one in planned)
 
 
 def _plans(folder: Path, silent_log: Any, *recipes: str) -> list[Any]:

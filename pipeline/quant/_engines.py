@@ -26,6 +26,9 @@ _OLDEST_LLVMLITE: Final = (0, 45)
 # type for the first time, which takes 0.05 (Q8_0) to 0.4 (Q4_K with an importance matrix).
 _LOAD_SECONDS: Final = 0.15
 _COMPILE_SECONDS: Final = 0.3
+# What the first search of a process takes beside its scratch memory: pages of NumPy's program and of the heap.
+_LOOPS_BYTES: Final = 5_000_000
+
 # No kernel saves more on a weight, in nanoseconds, so small jobs need not load anything to know.
 _MOST_NS: Final = 100
 
@@ -70,6 +73,9 @@ class Engine(Protocol):
     def decoder(self, kind: BlockType) -> Decoder | None:
         """Return what does as `BlockType.dequantize_rows`, if this engine has something faster."""
 
+    def reads_bf16(self, kind: BlockType) -> bool:
+        """Say whether `from_bf16` has something, without compiling it."""
+
     def from_bf16(self, kind: BlockType) -> Encoder | None:
         """Return what quantizes bfloat16, uint16 (n_rows, n_cols), as `quantize_rows` does their values, if it can."""
 
@@ -90,8 +96,13 @@ class NumpyEngine:
     tile_elements = 1 << 19  # large enough that the interpreter does not count
 
     def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
-        """Estimate the scratch memory: each thread has its own, which conversions hardly touch."""
-        return threads * SCRATCH_BYTES if set(kinds) - {"F32", "F16", "BF16"} else 0
+        """Estimate the scratch memory, of which each thread has its own, and NumPy's loops.
+
+        Conversions hardly touch it; rounding, as for Q8_0, takes half of it, a search all of it and more loops.
+        """
+        if set(kinds) - {"F32", "F16", "BF16", "Q8_0"}:
+            return threads * SCRATCH_BYTES + _LOOPS_BYTES
+        return threads * SCRATCH_BYTES // 2 if "Q8_0" in kinds else 0
 
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Do what `BlockType.quantize_rows` does."""
@@ -100,6 +111,10 @@ class NumpyEngine:
     def decoder(self, kind: BlockType) -> Decoder | None:  # noqa: ARG002 - has nothing faster
         """Return None: the types' own way is NumPy's."""
         return None
+
+    def reads_bf16(self, kind: BlockType) -> bool:  # noqa: ARG002 - its kernels take float32
+        """Say no: the values have to be decoded."""
+        return False
 
     def from_bf16(self, kind: BlockType) -> Encoder | None:  # noqa: ARG002 - its kernels take float32
         """Return None: the values have to be decoded."""
