@@ -244,10 +244,13 @@ def modelfile(
 
 
 def _write(path: Path, text: str) -> None:
+    from pipeline import whole
     from pipeline.errors import UsageError
 
+    if not path.parent.is_dir():
+        raise UsageError("the folder of the output does not exist", where=path, hint="make it first")
     try:
-        path.write_text(text, encoding="utf-8")
+        whole.write_text(path, text)
     except OSError as e:
         raise UsageError(
             "the file cannot be written", where=path, found=e.strerror or e, hint="give another name with -o"
