@@ -48,21 +48,23 @@ def make_qkx2_quants(code: Code, x: Rows, w: Rows, L: Rows, plan: Candidates) ->
 
     low, high, sum_w, sum_x = code.loop(n - 1, lambda i, *s: bounds(i + 1, *s), x[0], x[0], w[0], w[0] * x[0])
     low = where(low > 0, 0, low)
-    has_range = high != low
+    # Where no lane has a range, all that follows is left out.
+    has_range = (high != low).any()
+    n_rounded, n_candidates = (where(has_range, code.index(count), 0) for count in (n, plan.n_steps + 1))
 
     def error(scale: Value, low: Value) -> Value:
         def add(i: Value, total: Value) -> tuple[Value]:
             diff = scale * L[i] + low - x[i]
             return (total + w[i] * (absolute(diff) if plan.use_mad else diff * diff),)
 
-        return code.each(n, add, code.floats(0))[0]
+        return code.each(n_rounded, add, code.floats(0))[0]
 
     inverse = n_max / (high - low)
 
     def first(i: Value) -> None:
         L[i] = nearest_clipped(inverse * (x[i] - low), 0, n_max).floats()
 
-    code.each(n, first)
+    code.each(n_rounded, first)
     scale = 1 / inverse
     best = Best(error(scale, low), scale, low, inverse, low)
 
@@ -89,7 +91,6 @@ def make_qkx2_quants(code: Code, x: Rows, w: Rows, L: Rows, plan: Candidates) ->
         new = Best(this_error, this_scale, this_min, inverse, best.min)
         return best.replaced((this_error < best.error) & (D > 0), new)
 
-    n_candidates = where(has_range.any(), code.index(plan.n_steps + 1), 0)
     best = Best(*code.loop(n_candidates, candidate, *best))
     zero = code.floats(0)
     return best.replaced(high == low, Best(zero, zero, low, zero, low))

@@ -376,7 +376,7 @@ class Code:
         builder.position_at_end(after)
         return tuple(Value(self, phi) for phi in carried)
 
-    def each(self, count: int, body: Callable[..., State | None], *state: Value, unroll: int = 4) -> State:
+    def each(self, count: Value | int, body: Callable[..., State | None], *state: Value, unroll: int = 4) -> State:
         """Do what `loop` does, *unroll* rounds at a time; *count* must be a multiple of it."""
 
         def several(i: Value, *inner: Value) -> State:
