@@ -201,6 +201,20 @@ def test_weighted_bytes_equal_the_reference_at_any_width(
         assert quantize(kind, x, importance).tobytes() == libggml.quantize(kind.id, x, importance).tobytes()
 
 
+@by_engine([quant.get("MXFP4")])
+def test_exponents_equal_the_reference_around_every_power_of_two(
+    quantize: Quantizer, kind: BlockType, libggml: Any
+) -> None:
+    """Where the logarithm of the largest magnitude is rounded to a whole number, the exponent is the reference's."""
+    powers = np.concatenate([1 << np.arange(23), np.arange(1, 256) << 23])
+    steps = powers[:, None] + np.arange(-64, 8)
+    largest = steps[(steps >= 0) & (steps < 0xFF << 23)].astype(np.uint32).view(np.float32)
+    rows = np.random.default_rng(6).uniform(-1, 1, (len(largest), 32)).astype(np.float32) * largest[:, None]
+    rows[:, 9] = largest
+    x = np.resize(rows, (len(rows) // 8 + 1, 256))
+    assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
+
+
 @by_engine(WEIGHTED, "build_weighted")
 @settings(max_examples=40)
 @given(

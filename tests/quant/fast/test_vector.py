@@ -185,6 +185,24 @@ def test_a_tile_is_the_transposed_blocks(processor: Processor) -> None:
     assert np.array_equal(out, x.T)
 
 
+@pytest.mark.parametrize("processor", PROCESSORS, ids=lambda p: str(p.width))
+def test_rows_are_cut_into_registers(processor: Processor) -> None:
+    """What is written through the narrow rows, from any row on, is what the wide ones have."""
+    out = np.zeros((2, processor.lanes), np.int32)
+
+    def build(code: Code, a: Arguments) -> None:
+        wide = code.rows(3, INT)
+        parts = wide.after(1).registers()
+        for row in range(2):
+            for k, part in enumerate(parts):
+                part[row] = part[row].like(10 * row + k)
+            a.out.at(row * wide.row_bytes).store(wide[row + 1])
+
+    load_uncached(build, processor)(0, 0, 0, out.ctypes.data, 0, 0)
+    first = np.repeat([0, 1], processor.width)
+    assert np.array_equal(out, [first, first + 10])
+
+
 def test_loops_and_branches() -> None:
     """State goes round a loop, unrolled or not, none at all too; a branch runs one of its sides."""
     out = np.zeros(4, np.int32)
