@@ -30,7 +30,7 @@ _PRECISIONS: Final = frozenset({"F32", "F16", "BF16"})
 
 # One process cannot be through with so many weights, at 50 ns, before another one has begun.
 _WORTH_PROCESSES: Final = 1 << 24
-_PROCESS_BYTES: Final = 40 << 20  # an interpreter with NumPy, beside the rows that it is sent
+_PROCESS_BYTES: Final = 28 << 20  # an interpreter with NumPy, beside the rows that it is sent
 
 # What the compiled engine costs before it does anything, in seconds of a processor: loading LLVM, and compiling one
 # type for the first time, which takes 0.05 (Q8_0) to 0.4 (Q4_K with an importance matrix).
