@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from types import ModuleType
 from typing import Final, NamedTuple, Protocol
@@ -13,6 +15,8 @@ import numpy as np
 
 from pipeline.errors import ToolError, UsageError
 from pipeline.quant._base import F32, SCRATCH_BYTES, U8, U16, Array, BlockType, Take, workspace
+from pipeline.quant._native import NativeType
+from pipeline.quant._processes import Processes, processes
 
 Decoder = Callable[[U8, F32], None]
 Encoder = Callable[[U16, U8], None]
@@ -21,6 +25,12 @@ AUTO: Final = "auto"
 NAMES: Final = ("numpy", "fast")
 _PIECE: Final = 1 << 15  # numbers compared at once: three float64 arrays of it stay in the cache of a core
 _OLDEST_LLVMLITE: Final = (0, 45)
+
+_PRECISIONS: Final = frozenset({"F32", "F16", "BF16"})
+
+# One process cannot be through with so many weights, at 50 ns, before another one has begun.
+_WORTH_PROCESSES: Final = 1 << 24
+_PROCESS_BYTES: Final = 28 << 20  # an interpreter with NumPy, beside the rows that it is sent
 
 # What the compiled engine costs before it does anything, in seconds of a processor: loading LLVM, and compiling one
 # type for the first time, which takes 0.05 (Q8_0) to 0.4 (Q4_K with an importance matrix).
@@ -64,8 +74,11 @@ class Engine(Protocol):
     def tile_elements(self) -> int:
         """How many elements it likes to be given at once."""
 
-    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
-        """Estimate what quantizing to *kinds*, types by name, takes beside the rows, as far as it is not taken yet."""
+    def memory_bytes(self, kinds: Collection[str], threads: int, n_weights: int) -> int:
+        """Estimate what quantizing *n_weights* to *kinds*, types by name, takes beside the rows, as far as new."""
+
+    def in_parallel(self, threads: int, n_weights: int) -> AbstractContextManager[Engine]:
+        """Return what *threads* threads had better use to quantize *n_weights*; it is there while the block runs."""
 
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Do what `BlockType.quantize_rows` does."""
@@ -95,14 +108,26 @@ class NumpyEngine:
     name = "numpy"
     tile_elements = 1 << 19  # large enough that the interpreter does not count
 
-    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
-        """Estimate the scratch memory, of which each thread has its own, and NumPy's loops.
+    def memory_bytes(self, kinds: Collection[str], threads: int, n_weights: int) -> int:
+        """Estimate scratch memory, of which each thread has its own, processes, and NumPy's loops.
 
-        Conversions hardly touch it; rounding, as for Q8_0, takes half of it, a search all of it and more loops.
+        Conversions need none of it; rounding, as for Q8_0, takes half of the scratch, a search all and more loops.
         """
-        if set(kinds) - {"F32", "F16", "BF16", "Q8_0"}:
-            return threads * SCRATCH_BYTES + _LOOPS_BYTES
-        return threads * SCRATCH_BYTES // 2 if "Q8_0" in kinds else 0
+        if not set(kinds) - _PRECISIONS:
+            return 0
+        searches = bool(set(kinds) - _PRECISIONS - {"Q8_0"})
+        scratch = SCRATCH_BYTES if searches else SCRATCH_BYTES // 2
+        each = scratch + (_PROCESS_BYTES if _needs_processes(threads, n_weights) else 0)
+        return threads * each + (_LOOPS_BYTES if searches else 0)
+
+    @contextlib.contextmanager
+    def in_parallel(self, threads: int, n_weights: int) -> Iterator[Engine]:
+        """Yield an engine with a process for each thread, or this one where that would not pay."""
+        if not _needs_processes(threads, n_weights):
+            yield self
+            return
+        with processes(threads) as running:
+            yield _InProcesses(running)
 
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Do what `BlockType.quantize_rows` does."""
@@ -138,6 +163,25 @@ class NumpyEngine:
         """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
         unsigned = words.dtype.type
         return int((words & unsigned(np.iinfo(unsigned).max >> 1)).max(initial=0))
+
+
+class _InProcesses(NumpyEngine):
+    """The same kernels in other processes; conversions and libggml's functions do not hold the lock for long."""
+
+    def __init__(self, running: Processes) -> None:
+        self._running = running
+
+    def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
+        """Do what `BlockType.quantize_rows` does."""
+        if kind.name in _PRECISIONS or isinstance(kind, NativeType):
+            kind.quantize_rows(x, out, importance)
+        else:
+            self._running.quantize_rows(kind, x, out, importance)
+
+
+def _needs_processes(threads: int, n_weights: int) -> bool:
+    """Whether the processes are sooner through than threads, which hinder each other."""
+    return threads > 1 and n_weights >= _WORTH_PROCESSES
 
 
 class _Pair:
@@ -178,13 +222,15 @@ def check_engine(name: str) -> None:
 def get_engine(name: str, work: Mapping[str, int]) -> Engine:
     """Return the engine called *name*; "auto" means the one that is through with *work* first.
 
+    Where the compiled one cannot be loaded, "auto" is NumPy's; `fallback_note` says so.
+
     Args:
         name: "auto", "numpy" or "fast".
         work: how many weights become each type, by the type's name.
 
     Raises:
         UsageError: if no engine has this name.
-        ToolError: if it is not installed.
+        ToolError: if it is not installed, or cannot be loaded.
     """
     check_engine(name)
     if name == "numpy" or (name == AUTO and not _is_worth_it(work)):
@@ -196,7 +242,10 @@ def describe_fast() -> tuple[bool, str]:
     """Say whether the compiled engine is there, and what it compiles for."""
     if not _is_installed():
         return False, "not installed; NumPy quantizes, with the same bytes"
-    processor = _package().host()
+    try:
+        processor = _package().host()
+    except ToolError as error:
+        return False, f"{error.what}: {error.found}; NumPy quantizes, with the same bytes"
     return True, f"for {processor.cpu}, {processor.name}"
 
 
@@ -216,16 +265,32 @@ def _package() -> ModuleType:
     Raises:
         ToolError: if what is installed cannot be loaded.
     """
+    found = _loaded()
+    if isinstance(found, ToolError):
+        raise found
+    return found
+
+
+@cache
+def _loaded() -> ModuleType | ToolError:
+    """Load the compiled engine, once; what a broken package raises may be anything."""
     try:
         from pipeline.quant import fast
-    except (ImportError, OSError) as error:
-        raise ToolError(
+    except Exception as error:
+        return ToolError(
             "LLVM is installed but cannot be loaded",
             where="llvmlite",
-            found=error,
+            found=f"{type(error).__name__}: {error}",
             hint="pip install --force-reinstall llvmlite, or take --engine numpy",
-        ) from error
+        )
     return fast
+
+
+def fallback_note() -> str | None:
+    """Say why "auto" took NumPy although the compiled engine was wanted, and how to mend it; None if it did not."""
+    if not _loaded.cache_info().currsize or not isinstance(error := _loaded(), ToolError):
+        return None
+    return f"NumPy quantizes, with the same bytes but slower: {error.what} ({error.found}); {error.hint}"
 
 
 @cache
@@ -243,7 +308,9 @@ def _is_worth_it(work: Mapping[str, int]) -> bool:
     """Compare what the compiled kernels save on *work* with what they cost."""
     if not _is_installed() or sum(work.values()) * _MOST_NS * 1e-9 < _LOAD_SECONDS:
         return False
-    fast = _package()
+    fast = _loaded()
+    if isinstance(fast, ToolError):
+        return False
     engine, kernels = fast.FastEngine(), fast.kernels()
     rows = [(kernels[name], n) for name, n in work.items() if name in kernels]
     saved: float = sum(kernel.gain_ns * 1e-9 * n for kernel, n in rows)

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.quant._base import F32, U8, Array, Take, sum_of_squares, workspace
+from pipeline.quant._base import F32, U8, Array, Take, workspace
 from pipeline.quant._kernels import NEAREST_LIMIT, fp16_bits, fp16_to_fp32, nearest_int
 from pipeline.quant._linear import make_qp_quants
 from pipeline.quant._search import (
@@ -20,13 +20,12 @@ from pipeline.quant._search import (
     make_qkx_quants,
     quants,
     searched_quants,
-    weigh,
     with_importance,
 )
 
 SUPER_BLOCK: Final = 256
-# Rows of 8 * 1032 elements: long rows make the many short operations on one value per sub-block cheap.
-TILE_BLOCKS: Final = 1032
+# With more blocks the five arrays of a search leave a core's cache; with fewer the interpreter counts.
+TILE_BLOCKS: Final = 256
 
 
 @dataclass(frozen=True)
@@ -84,34 +83,32 @@ def quantize_super_blocks(x: F32, y: Array, form: Format, importance: F32 | None
     Write the fields d, dmin and scales of the blocks *y*, (n,), and return L as (length, n_sub, n): element, sub-block,
     super-block.  *importance* is (n, 256).
     """
-    n = len(x)
+    n, n_sub = len(x), form.n_sub
     buf = workspace.get(_BUFFERS[form.length], n)
-    _turn(x, form, buf.x)
+    buf.search.lay_out(x, form.length, buf.x)
     bounds = Range(np.minimum.reduce(buf.x, axis=0), np.maximum.reduce(buf.x, axis=0))
     if importance is None:
         form.weights(buf.x, buf.search.w)
-        found = make_qkx_quants(buf.x, bounds, form.plan, buf.search)
-        d, ls = _steps(found.scale.reshape(form.n_sub, n), form.scale_max)
-        dm, lm = _steps(-found.min.reshape(form.n_sub, n), form.scale_max)
+        plan = form.plan
     else:
-        _turn(importance, form, buf.search.w)
-        mean = np.float32(form.spread) * sum_of_squares(x) / np.float32(SUPER_BLOCK)
-        weigh(buf.x, buf.search.w, np.tile(mean, form.n_sub), buf.search.w)
-        found = make_qkx_quants(buf.x, bounds, with_importance(form.plan.n_max), buf.search)
-        sums = column_sums(buf.search.w).reshape(form.n_sub, n)
-        d, ls = make_qp_quants(found.scale.reshape(form.n_sub, n), form.scale_max, sums)
-        dm, lm = make_qp_quants(-found.min.reshape(form.n_sub, n), form.scale_max, sums)
-    y["d"], y["dmin"] = fp16_bits(d), fp16_bits(dm)
-    ls, lm = form.store(ls, lm, y["scales"])
-    stored = (fp16_to_fp32(y["d"]) * ls).reshape(-1), (fp16_to_fp32(y["dmin"]) * lm).reshape(-1)
-    _final_quants(buf, bounds, found, stored, form.plan.n_max)
-    return buf.q.reshape(form.length, form.n_sub, n)
-
-
-def _turn(x: F32, form: Format, out: F32) -> None:
-    """Lay out *x*, (n, 256), as the scratch arrays are."""
-    n = len(x)
-    np.copyto(out.reshape(form.length, form.n_sub, n), x.reshape(n, form.n_sub, form.length).transpose(2, 1, 0))
+        buf.search.lay_out(importance, form.length, buf.search.w)
+        mean = np.float32(form.spread) * buf.search.sums_of_squares(buf.x, n_sub) / np.float32(SUPER_BLOCK)
+        buf.search.weigh(buf.x, np.tile(mean, n_sub))
+        plan = with_importance(form.plan.n_max)
+    found = make_qkx_quants(buf.x, bounds, plan, buf.search)
+    # Scales and minimums are quantized alike, so they go side by side.
+    both = np.concatenate([found.scale.reshape(n_sub, n), -found.min.reshape(n_sub, n)], axis=1)
+    if importance is None:
+        steps, levels = _steps(both, form.scale_max)
+    else:
+        sums = column_sums(buf.search.w).reshape(n_sub, n)
+        steps, levels = make_qp_quants(both, form.scale_max, np.tile(sums, 2))
+    halves = fp16_bits(steps).reshape(2, n)
+    y["d"], y["dmin"] = halves
+    ls, lm = form.store(levels[:, :n], levels[:, n:], y["scales"])
+    d, dm = fp16_to_fp32(halves)
+    _final_quants(buf, bounds, found, ((d * ls).reshape(-1), (dm * lm).reshape(-1)), plan.n_max)
+    return buf.q.reshape(form.length, n_sub, n)
 
 
 def _steps(values: F32, top: int) -> tuple[F32, U8]:

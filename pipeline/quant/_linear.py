@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.quant._base import F32, I32, U8, Array, Index
 from pipeline.quant._kernels import first_of_magnitude, nearest_int, signed_largest
-from pipeline.quant._search import Range, Round, SearchBuffers, column_sums, round_fast
+from pipeline.quant._search import Range, Round, SearchBuffers, column_sums, dot_columns, round_fast
 
 GROUP_MAX_EPS: Final = np.float32(1e-15)
 
@@ -73,28 +73,27 @@ def make_qx_quants(x: F32, largest: F32, n_max: int, buf: SearchBuffers, roundin
 def _search_linear(x: F32, w: F32, largest: F32, n_max: int, scratch: list[F32], rounding: Round) -> tuple[F32, F32]:
     """Search all of *x*, (k, m); return scales and inverses.  `nearest_int` is a rounding here for finite x."""
     wx, L, t = scratch
+    zero, lowest, highest = np.float32(0), np.float32(-n_max), np.float32(n_max - 1)
     np.multiply(w, x, out=wx)
 
     def moments(inverse: F32) -> tuple[Array, Array]:
         """Return the sums of `w*x*l` and of `w*l*l` with `l = nearest_int(inverse*x)`, clipped."""
         np.multiply(x, inverse, out=L)
-        rounding(L, -n_max, n_max - 1)
-        sum_lx = column_sums(np.multiply(wx, L, out=t))
-        np.multiply(w, L, out=t)
-        np.multiply(t, L, out=t)
-        return sum_lx, column_sums(t)
+        rounding(L, lowest, highest)
+        return dot_columns(t, wx, L), dot_columns(t, w, L, L)
 
     best_inverse = np.float32(-n_max) / largest
     sum_lx, sum_l2 = moments(best_inverse)
     scale = np.divide(sum_lx, sum_l2, out=np.zeros_like(sum_lx), where=sum_l2 != 0)
     best = scale * sum_lx
+    inverse = np.empty_like(largest)
     for step in (*range(-9, 0), *range(1, 10)):
-        inverse = -(np.float32(n_max) + np.float32(0.1) * np.float32(step)) / largest
+        np.divide(-(np.float32(n_max) + np.float32(0.1) * np.float32(step)), largest, out=inverse)
         sum_lx, sum_l2 = moments(inverse)
-        at = np.flatnonzero(sum_lx * sum_lx > best * sum_l2)
-        at = at[sum_l2[at] > 0]
-        scale[at] = sum_lx[at] / sum_l2[at]
-        best[at] = scale[at] * sum_lx[at]
+        at = ((sum_lx * sum_lx > best * sum_l2) & (sum_l2 > zero)).nonzero()[0]
+        numerator = sum_lx[at]
+        scale[at] = ratio = numerator / sum_l2[at]
+        best[at] = ratio * numerator
         best_inverse[at] = inverse[at]
     return scale, best_inverse
 
@@ -144,7 +143,7 @@ def _improve(x: F32, weights: tuple[F32, F32], L: F32, sums: list[Array], n_max:
 
 
 def make_qp_quants(x: F32, n_max: int, w: F32) -> tuple[F32, U8]:
-    """Mirror `make_qp_quants` for *x*, (k, m), which are hardly ever negative: return scales, (m,), and L, (k, m).
+    """Mirror `make_qp_quants` for *x*, (k, m), m > 1, hardly ever negative: return scales, (m,), and L, (k, m).
 
     L is stored as uint8 in C, so that negative ones wrap; arithmetic before storing is with the whole number.
     """
@@ -152,16 +151,9 @@ def make_qp_quants(x: F32, n_max: int, w: F32) -> tuple[F32, U8]:
     for row in x:  # the macro MAX forgets a NaN at the next comparison
         top = np.where(top > row, top, row)
     is_empty = top < GROUP_MAX_EPS
-    best_inverse = np.float32(n_max) / top
-    L: I32 = nearest_int(best_inverse * x) & np.int32(255)
-    best_error = _error(x, L, np.float32(1) / best_inverse, w)
-    for step in (*range(-4, 0), *range(1, 5)):
-        inverse = (np.float32(0.1) * np.float32(step) + np.float32(n_max)) / top
-        error = _error(x, np.minimum(nearest_int(inverse * x), n_max), np.float32(1) / inverse, w)
-        is_better = error < best_error
-        best_error[is_better], best_inverse[is_better] = error[is_better], inverse[is_better]
+    best_inverse = _best_inverse(x, top, n_max, w)
     found = np.minimum(nearest_int(best_inverse * x), np.int32(n_max))
-    L = found & np.int32(255)
+    L: I32 = found & np.int32(255)
     as_float = found.astype(np.float32)
     wx = w * x
     sums = [column_sums(wx * as_float), column_sums(w * as_float * as_float)]
@@ -178,10 +170,21 @@ def make_qp_quants(x: F32, n_max: int, w: F32) -> tuple[F32, U8]:
     return scale, L.astype(np.uint8)
 
 
-def _error(x: F32, L: I32, scale: F32, w: F32) -> F32:
-    """Return the sum of `w*diff*diff` with `diff = x - scale*L` of each column."""
-    difference = x - scale * L.astype(np.float32)
-    return column_sums(w * difference * difference)
+def _best_inverse(x: F32, top: F32, n_max: int, w: F32) -> F32:
+    """Return the factor, (m,), that leads to the smallest sum of `w*diff*diff` with `diff = x - L/factor`.
+
+    The nine factors that C tries one after another are independent here, so all go together as (9, k, m).
+    """
+    steps = np.float32(0.1) * np.array([0, *range(-4, 0), *range(1, 5)], np.float32)
+    inverses = (steps + np.float32(n_max))[:, None] / top
+    L = nearest_int(inverses[:, None] * x)
+    L[0] &= np.int32(255)
+    np.minimum(L[1:], np.int32(n_max), out=L[1:])
+    difference = x - (np.float32(1) / inverses)[:, None] * L.astype(np.float32)
+    error = np.add.reduce(w * difference * difference, axis=1, initial=np.float32(0))
+    error[1:][np.isnan(error[1:])] = np.inf
+    best: F32 = inverses[np.argmin(error, axis=0), np.arange(x.shape[1])]
+    return best
 
 
 def _improve_positive(x: F32, weights: tuple[F32, F32], L: I32, sums: list[Array], n_max: int) -> bool:
