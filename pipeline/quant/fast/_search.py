@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pipeline.quant.fast._math import nearest_clipped, nearest_int
+from pipeline.quant.fast._math import NEAREST_LIMIT, Rounded, nearest_above, nearest_below, nearest_clipped, nearest_int
 from pipeline.quant.fast._vector import INT, Code, Rows, State, Value, absolute, larger, smaller, where
 
 GROUP_MAX_EPS = 1e-15
@@ -66,6 +66,7 @@ def make_qkx2_quants(code: Code, x: Rows, w: Rows, L: Rows, plan: Candidates) ->
 
     code.each(n_rounded, first)
     scale = 1 / inverse
+    sums = code.rows(3)
     best = Best(error(scale, low), scale, low, inverse, low)
 
     def candidate(step: Value, *state: Value) -> Best:
@@ -73,13 +74,24 @@ def make_qkx2_quants(code: Code, x: Rows, w: Rows, L: Rows, plan: Candidates) ->
         numerator = step.to_float() * plan.delta + plan.first + n_max
         inverse = numerator.spread(code.lanes) / (high - best.min)
 
-        def moments(i: Value, sum_l: Value, sum_l2: Value, sum_xl: Value) -> tuple[Value, ...]:
-            l = nearest_clipped(inverse * (x[i] - best.min), 0, n_max).floats()
-            L[i] = l
-            wl = w[i] * l
-            return sum_l + wl, sum_l2 + wl * l, sum_xl + wl * x[i]
+        def moments(rounded: Callable[[Value], Rounded]) -> None:
+            def add(i: Value, sum_l: Value, sum_l2: Value, sum_xl: Value) -> tuple[Value, ...]:
+                l = rounded(inverse * (x[i] - best.min)).floats()
+                L[i] = l
+                wl = w[i] * l
+                return sum_l + wl, sum_l2 + wl * l, sum_xl + wl * x[i]
 
-        sum_l, sum_l2, sum_xl = code.each(n, moments, *[code.floats(0)] * 3)
+            sums[0], sums[1], sums[2] = code.each(n, add, *[code.floats(0)] * 3)
+
+        # Roundings keep the order: that of the largest element, and of the smallest one, are the outermost ones.
+        outermost = inverse * (high - best.min)
+        is_below = (outermost < n_max + 0.5) & (inverse * (low - best.min) > -NEAREST_LIMIT) & (inverse > 0)
+        code.when(
+            is_below.all(),
+            lambda: moments(lambda f: nearest_below(f, 0)),
+            lambda: moments(lambda f: nearest_clipped(f, 0, n_max)),
+        )
+        sum_l, sum_l2, sum_xl = (sums[row] for row in range(3))
         D = sum_w * sum_l2 - sum_l * sum_l
         this_scale = (sum_w * sum_xl - sum_x * sum_l) / D
         this_min = (sum_l2 * sum_x - sum_l * sum_xl) / D
@@ -177,13 +189,31 @@ def make_qx_quants(x: Rows, w: Rows | None, n_max: int, n: int) -> tuple[Linear,
     value = first_largest(code, x, n)
     is_empty = absolute(value) < GROUP_MAX_EPS
 
-    def moments(inverse: Value) -> tuple[Value, Value]:
-        def add(i: Value, sum_lx: Value, sum_l2: Value) -> tuple[Value, Value]:
-            l = nearest_clipped(inverse * x[i], -n_max, n_max - 1).floats()
-            weight = x[i] * x[i] if w is None else w[i]
-            return sum_lx + weight * x[i] * l, sum_l2 + weight * l * l
+    weights, wx, sums = code.rows(n) if w is None else w, code.rows(n), code.rows(2)
 
-        return code.each(n, add, zero, zero)  # type: ignore[return-value]
+    def weigh(i: Value) -> None:
+        if w is None:
+            weights[i] = x[i] * x[i]
+        wx[i] = weights[i] * x[i]
+
+    code.each(n, weigh)
+
+    def moments(inverse: Value) -> tuple[Value, Value]:
+        def sum_up(rounded: Callable[[Value], Rounded]) -> None:
+            def add(i: Value, sum_lx: Value, sum_l2: Value) -> tuple[Value, Value]:
+                l = rounded(inverse * x[i]).floats()
+                return sum_lx + wx[i] * l, sum_l2 + weights[i] * l * l
+
+            sums[0], sums[1] = code.each(n, add, zero, zero)
+
+        # The product with the element of the largest magnitude is the outermost one.
+        is_above = (absolute(inverse * value) <= n_max + 0.5) | is_empty
+        code.when(
+            is_above.all(),
+            lambda: sum_up(lambda f: nearest_above(f, n_max - 1)),
+            lambda: sum_up(lambda f: nearest_clipped(f, -n_max, n_max - 1)),
+        )
+        return sums[0], sums[1]
 
     inverse = -n_max / value
     sum_lx, sum_l2 = moments(inverse)

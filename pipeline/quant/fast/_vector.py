@@ -180,6 +180,10 @@ class Value:
         """Say whether a lane is true."""
         return self.mask() != 0
 
+    def all(self) -> Value:
+        """Say whether every lane is true."""
+        return self.mask() == -1
+
     def sqrt(self) -> Value:
         """Give the square root, rounded as IEEE says."""
         return self.code.intrinsic("llvm.sqrt", self)
