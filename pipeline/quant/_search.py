@@ -184,12 +184,12 @@ def make_qkx_quants(x: F32, bounds: Range, plan: Candidates, buf: SearchBuffers)
         bounds.high[at] = first_of_magnitude(x[:, at], np.zeros(len(at), np.float32))
     at = np.flatnonzero(~flat)
     if len(at) > 0.9 * len(flat):  # the search leaves the few others as they are
-        found, wild = _search_affine(x, buf.w, Range(low, bounds.high), plan, buf.shaped(*x.shape)[2:], round_fast)
+        found, wild = _search_affine(x, buf.w, Range(low, bounds.high), plan, buf.shaped(*x.shape)[3:], round_fast)
     else:
         found = Affine(*(np.zeros_like(low) for _ in Affine._fields))
         wild = np.empty(0, np.intp)
         if len(at):
-            part, w, *scratch = buf.shaped(len(x), len(at))
+            part, w, _, *scratch = buf.shaped(len(x), len(at))
             np.take(x, at, axis=1, out=part)
             np.take(buf.w, at, axis=1, out=w)
             some, wild = _search_affine(part, w, Range(low[at], bounds.high[at]), plan, scratch, round_fast)
@@ -197,7 +197,7 @@ def make_qkx_quants(x: F32, bounds: Range, plan: Candidates, buf: SearchBuffers)
             wild = at[wild]
     for start in range(0, len(wild), _EXACT_COLUMNS):
         at = wild[start : start + _EXACT_COLUMNS]
-        scratch = [np.empty((len(x), len(at)), np.float32) for _ in range(3)]
+        scratch = [np.empty((len(x), len(at)), np.float32) for _ in range(2)]
         part, w = np.take(x, at, axis=1), np.take(buf.w, at, axis=1)  # contiguous, unlike x[:, at]
         exact, _ = _search_affine(part, w, Range(low[at], bounds.high[at]), plan, scratch, round_exact)
         _put(found, at, exact)
@@ -221,7 +221,7 @@ def _search_affine(
     x: F32, w: F32, bounds: Range, plan: Candidates, scratch: list[F32], rounding: Round
 ) -> tuple[Affine, Index]:
     """Search all of *x*, (k, m); return what was found and where *rounding* may have left its range."""
-    L, t, u = scratch
+    L, t = scratch
     low, high = bounds
     total_error = _absolute_error if plan.use_mad else _squared_error
     zero, top = np.float32(0), np.float32(plan.n_max)
@@ -245,9 +245,7 @@ def _search_affine(
         np.divide(numerator, np.subtract(high, minimum, out=span), out=inverse)
         np.multiply(np.subtract(x, minimum, out=L), inverse, out=L)
         rounding(L, zero, top)
-        sum_l = column_sums(np.multiply(w, L, out=t))
-        sum_xl = dot_columns(u, t, x)
-        sum_l2 = dot_columns(t, t, L)
+        sum_l, sum_xl, sum_l2 = dot_columns(t, w, L), dot_columns(t, w, L, x), dot_columns(t, w, L, L)
         determinant = sum_w * sum_l2 - sum_l * sum_l
         scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         offset = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
