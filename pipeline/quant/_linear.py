@@ -57,13 +57,13 @@ def make_qx_quants(x: F32, largest: F32, n_max: int, buf: SearchBuffers, roundin
     empty = np.flatnonzero(is_empty)
     if len(empty) <= 0.1 * len(largest):  # the few go along, whatever their weights make of them
         largest[empty] = np.inf
-        scale, inverse = _search_linear(x, buf.w, largest, n_max, buf.shaped(*x.shape)[2:], rounding)
+        scale, inverse = _search_linear(x, buf.w, largest, n_max, buf.shaped(*x.shape)[3:], rounding)
         scale[empty] = 0
         return Linear(scale, inverse, empty)
     found = Linear(np.zeros_like(largest), np.zeros_like(largest), empty)
     at = np.flatnonzero(~is_empty)
     if len(at):
-        part, w, *scratch = buf.shaped(len(x), len(at))
+        part, w, _, *scratch = buf.shaped(len(x), len(at))
         np.take(x, at, axis=1, out=part)
         np.take(buf.w, at, axis=1, out=w)
         found.scale[at], found.inverse[at] = _search_linear(part, w, largest[at], n_max, scratch, rounding)
@@ -72,15 +72,14 @@ def make_qx_quants(x: F32, largest: F32, n_max: int, buf: SearchBuffers, roundin
 
 def _search_linear(x: F32, w: F32, largest: F32, n_max: int, scratch: list[F32], rounding: Round) -> tuple[F32, F32]:
     """Search all of *x*, (k, m); return scales and inverses.  `nearest_int` is a rounding here for finite x."""
-    wx, L, t = scratch
+    L, t = scratch
     zero, lowest, highest = np.float32(0), np.float32(-n_max), np.float32(n_max - 1)
-    np.multiply(w, x, out=wx)
 
     def moments(inverse: F32) -> tuple[Array, Array]:
         """Return the sums of `w*x*l` and of `w*l*l` with `l = nearest_int(inverse*x)`, clipped."""
         np.multiply(x, inverse, out=L)
         rounding(L, lowest, highest)
-        return dot_columns(t, wx, L), dot_columns(t, w, L, L)
+        return dot_columns(t, w, x, L), dot_columns(t, w, L, L)
 
     best_inverse = np.float32(-n_max) / largest
     sum_lx, sum_l2 = moments(best_inverse)
