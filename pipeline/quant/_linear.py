@@ -57,13 +57,13 @@ def make_qx_quants(x: F32, largest: F32, n_max: int, buf: SearchBuffers, roundin
     empty = np.flatnonzero(is_empty)
     if len(empty) <= 0.1 * len(largest):  # the few go along, whatever their weights make of them
         largest[empty] = np.inf
-        scale, inverse = _search_linear(x, buf.w, largest, n_max, buf.shaped(*x.shape)[3:], rounding)
+        scale, inverse = _search_linear(x, buf.w, largest, n_max, buf.shaped(*x.shape)[2:], rounding)
         scale[empty] = 0
         return Linear(scale, inverse, empty)
     found = Linear(np.zeros_like(largest), np.zeros_like(largest), empty)
     at = np.flatnonzero(~is_empty)
     if len(at):
-        part, w, _, *scratch = buf.shaped(len(x), len(at))
+        part, w, *scratch = buf.shaped(len(x), len(at))
         np.take(x, at, axis=1, out=part)
         np.take(buf.w, at, axis=1, out=w)
         found.scale[at], found.inverse[at] = _search_linear(part, w, largest[at], n_max, scratch, rounding)

@@ -28,11 +28,11 @@ class SearchBuffers:
 
     def __init__(self, take: Take, k: int, m: int) -> None:
         self.w: F32 = take((k, m), np.float32)
-        self._rest: F32 = take((5 * k * m,), np.float32)
+        self._rest: F32 = take((4 * k * m,), np.float32)
 
     def shaped(self, k: int, m: int) -> list[F32]:
         """Return the other arrays as (k, m), contiguous."""
-        return list(self._rest[: 5 * k * m].reshape(5, k, m))
+        return list(self._rest[: 4 * k * m].reshape(4, k, m))
 
     def lay_out(self, x: F32, length: int, out: F32) -> None:
         """Write *x*, n rows of sub-blocks of *length*, as columns to *out*, (length, n_sub n); the rest is scratch.
@@ -184,12 +184,12 @@ def make_qkx_quants(x: F32, bounds: Range, plan: Candidates, buf: SearchBuffers)
         bounds.high[at] = first_of_magnitude(x[:, at], np.zeros(len(at), np.float32))
     at = np.flatnonzero(~flat)
     if len(at) > 0.9 * len(flat):  # the search leaves the few others as they are
-        found, wild = _search_affine(x, buf.w, Range(low, bounds.high), plan, buf.shaped(*x.shape)[3:], round_fast)
+        found, wild = _search_affine(x, buf.w, Range(low, bounds.high), plan, buf.shaped(*x.shape)[2:], round_fast)
     else:
         found = Affine(*(np.zeros_like(low) for _ in Affine._fields))
         wild = np.empty(0, np.intp)
         if len(at):
-            part, w, _, *scratch = buf.shaped(len(x), len(at))
+            part, w, *scratch = buf.shaped(len(x), len(at))
             np.take(x, at, axis=1, out=part)
             np.take(buf.w, at, axis=1, out=w)
             some, wild = _search_affine(part, w, Range(low[at], bounds.high[at]), plan, scratch, round_fast)
