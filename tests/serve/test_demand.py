@@ -224,6 +224,7 @@ def test_a_killed_server_leaves_no_process(
     """SIGKILL to the server, while it makes a model, ends the job, and the programs that it runs, too."""
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--on-demand", "--allow", "Me/Demo-Model", "--port", "0"]
     own = {"GGUF_PIPELINE_STORE": str(tmp_path / "registry"), "GGUF_PIPELINE_LLAMA": str(llama.bin_dir)}
+    held = hub.hold(WEIGHTS, 1000) if depth == 1 else None
     with subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         address = re.search(r"127\.0\.0\.1:\d+|localhost:\d+", server.stderr.readline())
@@ -233,6 +234,7 @@ def test_a_killed_server_leaves_no_process(
             pull = pool.submit(requests.get, f"http://{address[0]}{PATH}Q8_0", timeout=120)
             level, started = [server.pid], []
             try:
+                assert held is None or held.reached.wait(60)
                 for _ in range(depth):
                     above, level = level, []
                     while not level:
@@ -246,5 +248,7 @@ def test_a_killed_server_leaves_no_process(
             for process in started:
                 assert select.select([process], [], [], 60)[0]
                 os.close(process)
+            if held:
+                held.released.set()
             log.result()
     assert Store(tmp_path / "registry").list() == ()  # else the job came to its own end
