@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -99,6 +100,12 @@ def sampled_rows(first: int, stop: int, every: int) -> np.ndarray:
     return rows[(first <= rows) & (rows < stop)]
 
 
+@lru_cache(1024)
+def _sample(first: int, stop: int, every: int) -> np.ndarray:
+    """Give the sampled rows by their numbers in the tile; tensors of one height share them."""
+    return sampled_rows(first, stop, every) - first
+
+
 class _Buffers(threading.local):
     """Scratch of one thread; fresh arrays of this size would cost more in page faults than the sums do."""
 
@@ -117,31 +124,25 @@ _buffers = _Buffers()
 
 
 def measure_rows(
-    kind: quant.BlockType, values: np.ndarray, encoded: np.ndarray, rows: np.ndarray, engine: quant.Engine | None = None
+    kind: quant.BlockType, values: np.ndarray, encoded: np.ndarray, engine: quant.Engine | None = None
 ) -> Sums:
-    """Compare *rows* of two arrays.
+    """Compare the rows of two arrays.
 
     Args:
         kind: the type of what is encoded.
-        values: the source's, float32 (n_rows, n_cols).
-        encoded: uint8 (n_rows, row_bytes).
-        rows: the row numbers to compare.
-        engine: what adds up, NumPy by default.
+        values: the source's, float32 (n_rows, n_cols), C-contiguous.
+        encoded: uint8 (n_rows, row_bytes), C-contiguous.
+        engine: what decodes and adds up, NumPy by default.
     """
     engine = engine or quant.NumpyEngine()
-    n_cols = values.shape[1]
-    step = max(1, _CHUNK // n_cols)
+    decode = engine.decoder(kind) or kind.dequantize_rows
+    step = max(1, _CHUNK // values.shape[1])
     sums = Sums()
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        shape = (len(some), n_cols)
-        blocks = _buffers.get("blocks", (len(some), encoded.shape[1]), np.uint8)
-        y = _buffers.get("y", shape, np.float32)
-        np.take(encoded, some, axis=0, out=blocks, mode="clip")  # the other modes make a copy of their own
-        kind.dequantize_rows(blocks, y)
-        x = _buffers.get("x", shape, np.float32)
-        np.take(values, some, axis=0, out=x, mode="clip")
-        sums += Sums(len(some), x.size, *engine.compare(x.reshape(-1), y.reshape(-1)))
+    for start in range(0, len(values), step):
+        x = values[start : start + step]
+        y = _buffers.get("y", x.shape, np.float32)
+        decode(encoded[start : start + step], y)
+        sums += Sums(len(x), x.size, *engine.compare(x.reshape(-1), y.reshape(-1)))
     return sums
 
 
@@ -170,7 +171,7 @@ def _rounded(value: float) -> float:
 def _measure(tensor: PlannedTensor, samples: Sequence[Sample], engine: quant.Engine) -> Sums:
     values = np.concatenate([sample.values for sample in samples])
     encoded = np.concatenate([sample.encoded for sample in samples])
-    return measure_rows(quant.get(tensor.type), values, encoded, np.arange(len(values)), engine)
+    return measure_rows(quant.get(tensor.type), values, encoded, engine)
 
 
 class ErrorMeter:
@@ -198,7 +199,7 @@ class ErrorMeter:
             first: where the tile begins.
         """
         every = self.every if tensor.n_rows * tensor.n_cols > _SMALL else 1
-        rows = sampled_rows(first, first + len(encoded), every) - first
+        rows = _sample(first, first + len(encoded), every)
         sample = Sample(values(rows), encoded[rows])
         return sample if sample.values.size < _CHUNK else _measure(tensor, [sample], self.engine)
 

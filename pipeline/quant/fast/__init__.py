@@ -119,8 +119,8 @@ class FastEngine:
         function = self._function("compare", compare)
         function(x.ctypes.data, y.ctypes.data, 0, lane_sums.ctypes.data, n, 1)
         xx, yy, xy, square = lane_sums[:-1].sum(axis=1).tolist()
-        rest = NumpyEngine().compare(x[n * lanes :], y[n * lanes :])
-        return Compared(xx, yy, xy, square, float(lane_sums[-1].max())).joined(rest)
+        found = Compared(xx, yy, xy, square, float(lane_sums[-1].max()))
+        return found.joined(NumpyEngine().compare(x[n * lanes :], y[n * lanes :])) if x.size % lanes else found
 
     def largest_magnitude(self, words: Array) -> int:
         """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
