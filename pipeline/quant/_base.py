@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
@@ -27,6 +28,11 @@ Array = NDArray[Any]
 Take = Callable[[tuple[int, ...], DTypeLike], Array]
 
 SCRATCH_BYTES = 8 << 20
+
+# Where NumPy's loops over rows of a few thousand elements, with one more value for each row, are fastest: with its own
+# default, 8192, they take half as long again.
+_LOOP_ELEMENTS = 512
+_HUGE_PAGE = 2 << 20
 
 
 class Layout(Protocol):
@@ -64,8 +70,10 @@ class _Workspace(threading.local):
 
     def _carver(self) -> Take:
         if not self._buffer.size:
-            self._buffer = np.empty(SCRATCH_BYTES, np.uint8)
-        buffer, used = self._buffer, -self._buffer.ctypes.data % 64
+            # From the start of a huge page on, which NumPy asks for where there is that much.
+            start = -(whole := np.empty(SCRATCH_BYTES + _HUGE_PAGE, np.uint8)).ctypes.data % _HUGE_PAGE
+            self._buffer = whole[start : start + SCRATCH_BYTES]
+        buffer, used = self._buffer, 0
 
         def take(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
             nonlocal used
@@ -80,31 +88,32 @@ class _Workspace(threading.local):
 workspace = _Workspace()
 
 
-def sum_of_squares(x: F32) -> F32:
-    """Sum the squares of each row of *x*, (n, k), in the order of the elements, as C's loops do."""
-    total: F32 = np.add.accumulate(x * x, axis=1)[:, -1]
-    return total
-
-
 class Weights(NamedTuple):
     """What an importance matrix says of a tile of n blocks.
 
     *importance*, (n, block_size), is that of each element's column; *row_mean*, (n,), the mean square of the row that
-    each block is a part of, for types that weigh rows.
+    each block is a part of, for types that weigh rows; *place*, (n,), the number of the block in its row.
     """
 
     importance: F32
     row_mean: F32
+    place: Index
+
+    def at(self, blocks: Index) -> Weights:
+        """Return what it says of some blocks."""
+        row_mean = self.row_mean[blocks] if len(self.row_mean) else self.row_mean
+        return Weights(self.importance[blocks], row_mean, self.place[blocks])
 
 
 def row_means(x: F32) -> F32:
-    """Return the mean square of each row of *x*, (n_rows, n_cols)."""
+    """Return the mean square of each row of *x*, (n_rows, n_cols), added in the order of the elements as in C."""
     n_rows, n_cols = x.shape
     step = max(1, SCRATCH_BYTES // 4 // max(1, n_cols))
     means = np.empty(n_rows, np.float32)
     with np.errstate(all="ignore"):
         for start in range(0, n_rows, step):
-            means[start : start + step] = sum_of_squares(x[start : start + step]) / np.float32(n_cols)
+            rows = x[start : start + step]
+            means[start : start + step] = np.add.accumulate(rows * rows, axis=1)[:, -1] / np.float32(n_cols)
     return means
 
 
@@ -119,7 +128,14 @@ class _Weighing:
         """Return the weights of some blocks."""
         row, block = np.divmod(np.arange(tile.start, tile.stop), len(self._importance))
         means = self._means[row] if len(self._means) else self._means
-        return Weights(np.take(self._importance, block, axis=0), means)
+        return Weights(np.take(self._importance, block, axis=0), means, block)
+
+
+def _tiles(n_blocks: int, most: int) -> Iterator[slice]:
+    """Cut *n_blocks* into tiles of nearly the same size, *most* at most."""
+    n_tiles = -(-n_blocks // most)
+    for i in range(n_tiles):
+        yield slice(i * n_blocks // n_tiles, (i + 1) * n_blocks // n_tiles)
 
 
 class BlockType(ABC):
@@ -128,7 +144,8 @@ class BlockType(ABC):
     *name* is ggml's name in upper case ("Q4_K"), *id* the value of `enum ggml_type`, *block_size* the elements and
     *type_size* the bytes of a block, *tile_blocks* how many blocks a kernel is given at once.  *is_weighted* says
     whether an importance matrix changes the bytes; *weighs_rows* that the mean square of a whole row enters them.
-    *half_scales* are the bytes of a block at which its float16 scales begin.
+    *half_scales* are the bytes of a block at which its float16 scales begin.  *keeps_zero_sign* says that a block of
+    zeros shows whether they are negative.
     """
 
     name: ClassVar[str]
@@ -139,6 +156,7 @@ class BlockType(ABC):
     is_weighted: ClassVar[bool] = False
     weighs_rows: ClassVar[bool] = False
     half_scales: ClassVar[tuple[int, ...]] = (0,)
+    keeps_zero_sign: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return self.name
@@ -181,13 +199,10 @@ class BlockType(ABC):
         blocks, data = x.reshape(-1, self.block_size), out.reshape(-1, self.type_size)
         is_weighted = importance is not None and self.is_weighted and len(blocks) > 0
         with np.errstate(all="ignore"):
+            np.setbufsize(_LOOP_ELEMENTS)  # until the end of this block, like what is ignored
             weigh = _Weighing(self, x, importance) if is_weighted and importance is not None else None
-            for start in range(0, len(blocks), self.tile_blocks):
-                tile = slice(start, min(start + self.tile_blocks, len(blocks)))
-                if weigh is None:
-                    self._quantize_tile(blocks[tile], data[tile])
-                else:
-                    self.quantize_weighted(blocks[tile], data[tile], weigh.of(tile))
+            for tile in _tiles(len(blocks), self.tile_blocks):
+                self._quantize_tile(blocks[tile], data[tile], weigh.of(tile) if weigh else None)
 
     def check(self, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Refuse arguments that `quantize_rows` does not take; it says which."""
@@ -252,14 +267,66 @@ class BlockType(ABC):
     def dequantize_blocks(self, data: U8, out: F32) -> None:
         """Expand *data*, (n, type_size), into *out*, (n, block_size), for n up to `tile_blocks`."""
 
-    def _quantize_tile(self, x: F32, out: U8) -> None:
-        """Quantize one tile; one of positive zeros alone, such as padding, is one block over and over."""
-        is_zero = self.block_size > 1 and not x[0].any() and not x.any() and x.view(np.int32).min() >= 0
-        if not is_zero:
+    def _quantize_tile(self, x: F32, out: U8, weights: Weights | None) -> None:
+        """Quantize one tile; of blocks with one value all over, such as padding, those of each value only once.
+
+        They would all take the kernels' slow paths.  An importance matrix says nothing of zeros; elsewhere the same
+        value in the same columns is the same block, unless rows are weighed.
+        """
+        equal, others = self._equal_blocks(x)
+        if not len(equal):
+            self._quantize(x, out, weights)
+            return
+        is_zero = x[equal, 0].view(self._same) == 0
+        out[equal[is_zero]] = self._zero_block if weights is None else self._weighted_zero_block
+        equal = equal[~is_zero]
+        if weights is not None and self.weighs_rows:
+            equal, others = equal[:0], np.concatenate([others, equal])
+        if len(equal):
+            block = x[equal, 0].view(np.int32) + (np.int64(0) if weights is None else weights.place[equal] << 32)
+            _, first, which = np.unique(block, return_index=True, return_inverse=True)
+            out[equal] = self._quantized(x, equal[first], weights)[which]
+        if len(others):
+            out[others] = self._quantized(x, others, weights)
+
+    def _equal_blocks(self, x: F32) -> tuple[Index, Index]:
+        """Find the blocks of *x*, (n, block_size), with one value all over, if there are many; and the other ones."""
+        values = x.view(self._same)
+        equal = (values[:, 0] == values[:, -1]).nonzero()[0]
+        if self.block_size == 1 or len(equal) < len(x) / 16:
+            return equal[:0], equal[:0]
+        is_equal = np.zeros(len(x), bool)
+        is_equal[equal] = (values[equal] == values[equal, :1]).all(axis=1)
+        return is_equal.nonzero()[0], (~is_equal).nonzero()[0]
+
+    @cached_property
+    def _zero_block(self) -> U8:
+        """The bytes of a block of positive zeros."""
+        return self._quantized(np.zeros((1, self.block_size), np.float32), np.array([0]), None)
+
+    @cached_property
+    def _weighted_zero_block(self) -> U8:
+        """The bytes of a block of positive zeros where there is an importance matrix, whatever it says."""
+        block = np.zeros((1, self.block_size), np.float32)
+        weights = Weights(np.ones_like(block), np.zeros(1, np.float32), np.array([0]))
+        return self._quantized(block, np.array([0]), weights)
+
+    @property
+    def _same(self) -> type[np.generic]:
+        """What to compare values as: numbers, of which both zeros are equal, or bits."""
+        return np.int32 if self.keeps_zero_sign else np.float32
+
+    def _quantize(self, x: F32, out: U8, weights: Weights | None) -> None:
+        if weights is None:
             self.quantize_blocks(x, out)
         else:
-            self.quantize_blocks(x[:1], out[:1])
-            out[1:] = out[:1]
+            self.quantize_weighted(x, out, weights)
+
+    def _quantized(self, x: F32, at: Index, weights: Weights | None) -> U8:
+        """Return the blocks *at* of a tile."""
+        out = np.empty((len(at), self.type_size), np.uint8)
+        self._quantize(x[at], out, weights.at(at) if weights else None)
+        return out
 
     def _check(self, values: F32 | U16, data: U8, kind: type[np.generic] = np.float32) -> None:
         for array, dtype, what in ((values, kind, "the values"), (data, np.uint8, "the data")):

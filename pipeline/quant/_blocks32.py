@@ -15,7 +15,6 @@ from pipeline.quant._search import (
     first_zeros,
     make_qkx_quants,
     searched_quants,
-    weigh,
     with_importance,
 )
 
@@ -30,9 +29,9 @@ class _Buffers:
 
 def _load(x: F32, weights: Weights) -> tuple[_Buffers, Range]:
     buf = workspace.get(_Buffers, len(x))
-    np.copyto(buf.x, x.T)
-    np.copyto(buf.search.w, weights.importance.T)
-    weigh(buf.x, buf.search.w, weights.row_mean, buf.search.w)
+    buf.search.lay_out(x, 32, buf.x)
+    buf.search.lay_out(weights.importance, 32, buf.search.w)
+    buf.search.weigh(buf.x, weights.row_mean)
     return buf, Range(np.minimum.reduce(buf.x, axis=0), np.maximum.reduce(buf.x, axis=0))
 
 

@@ -15,7 +15,7 @@ from pipeline.quant._base import F32, U8, U16, U32, Array, Index, Take
 from pipeline.quant._kernels import first_of_magnitude, fp16_bits, signed_largest
 from pipeline.quant._search import first_zeros
 
-TILE_BLOCKS: Final = 8192
+TILE_BLOCKS: Final = 2048
 _NIBBLE_BITS: Final = np.uint32(0x01010101)
 _GATHER: Final = np.uint32(1 << 24 | 1 << 17 | 1 << 10 | 1 << 3)
 _GROUP_SHIFTS: Final = (4 * np.arange(8, dtype=np.uint32))[:, None]

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.quant._base import F32, U8, Array, Take, sum_of_squares, workspace
+from pipeline.quant._base import F32, U8, Array, Take, workspace
 from pipeline.quant._kernels import NEAREST_LIMIT, fp16_bits, fp16_to_fp32, nearest_int
 from pipeline.quant._linear import make_qp_quants
 from pipeline.quant._search import (
@@ -20,13 +20,12 @@ from pipeline.quant._search import (
     make_qkx_quants,
     quants,
     searched_quants,
-    weigh,
     with_importance,
 )
 
 SUPER_BLOCK: Final = 256
-# Rows of 8 * 1032 elements: long rows make the many short operations on one value per sub-block cheap.
-TILE_BLOCKS: Final = 1032
+# With more blocks the five arrays of a search leave a core's cache; with fewer the interpreter counts.
+TILE_BLOCKS: Final = 256
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def quantize_super_blocks(x: F32, y: Array, form: Format, importance: F32 | None
     """
     n = len(x)
     buf = workspace.get(_BUFFERS[form.length], n)
-    _turn(x, form, buf.x)
+    buf.search.lay_out(x, form.length, buf.x)
     bounds = Range(np.minimum.reduce(buf.x, axis=0), np.maximum.reduce(buf.x, axis=0))
     if importance is None:
         form.weights(buf.x, buf.search.w)
@@ -94,24 +93,19 @@ def quantize_super_blocks(x: F32, y: Array, form: Format, importance: F32 | None
         d, ls = _steps(found.scale.reshape(form.n_sub, n), form.scale_max)
         dm, lm = _steps(-found.min.reshape(form.n_sub, n), form.scale_max)
     else:
-        _turn(importance, form, buf.search.w)
-        mean = np.float32(form.spread) * sum_of_squares(x) / np.float32(SUPER_BLOCK)
-        weigh(buf.x, buf.search.w, np.tile(mean, form.n_sub), buf.search.w)
+        buf.search.lay_out(importance, form.length, buf.search.w)
+        mean = np.float32(form.spread) * buf.search.sums_of_squares(buf.x, form.n_sub) / np.float32(SUPER_BLOCK)
+        buf.search.weigh(buf.x, np.tile(mean, form.n_sub))
         found = make_qkx_quants(buf.x, bounds, with_importance(form.plan.n_max), buf.search)
         sums = column_sums(buf.search.w).reshape(form.n_sub, n)
-        d, ls = make_qp_quants(found.scale.reshape(form.n_sub, n), form.scale_max, sums)
-        dm, lm = make_qp_quants(-found.min.reshape(form.n_sub, n), form.scale_max, sums)
+        both = np.concatenate([found.scale.reshape(form.n_sub, n), -found.min.reshape(form.n_sub, n)], axis=1)
+        steps, levels = make_qp_quants(both, form.scale_max, np.tile(sums, 2))
+        (d, dm), (ls, lm) = steps.reshape(2, n), levels.reshape(form.n_sub, 2, n).transpose(1, 0, 2)
     y["d"], y["dmin"] = fp16_bits(d), fp16_bits(dm)
     ls, lm = form.store(ls, lm, y["scales"])
     stored = (fp16_to_fp32(y["d"]) * ls).reshape(-1), (fp16_to_fp32(y["dmin"]) * lm).reshape(-1)
     _final_quants(buf, bounds, found, stored, form.plan.n_max)
     return buf.q.reshape(form.length, form.n_sub, n)
-
-
-def _turn(x: F32, form: Format, out: F32) -> None:
-    """Lay out *x*, (n, 256), as the scratch arrays are."""
-    n = len(x)
-    np.copyto(out.reshape(form.length, form.n_sub, n), x.reshape(n, form.n_sub, form.length).transpose(2, 1, 0))
 
 
 def _steps(values: F32, top: int) -> tuple[F32, U8]:

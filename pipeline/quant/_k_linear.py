@@ -12,7 +12,7 @@ from pipeline.quant._kernels import NEAREST_LIMIT
 from pipeline.quant._search import Range, SearchBuffers, quants
 
 SUPER_BLOCK: Final = 256
-TILE_BLOCKS: Final = 1032
+TILE_BLOCKS: Final = 256
 
 
 class LinearBuffers:
@@ -25,14 +25,8 @@ class LinearBuffers:
 
     def load(self, x: F32) -> Range:
         """Lay out *x*, (n, 256), and return the range of each sub-block."""
-        turn(x, self.x)
+        self.search.lay_out(x, 16, self.x)
         return Range(np.minimum.reduce(self.x, axis=0), np.maximum.reduce(self.x, axis=0))
-
-
-def turn(x: F32, out: F32) -> None:
-    """Lay out *x*, (n, 256), as the scratch arrays are."""
-    n = len(x)
-    np.copyto(out.reshape(16, 16, n), x.reshape(n, 16, 16).transpose(2, 1, 0))
 
 
 def final_quants(buf: LinearBuffers, bounds: Range, d: F32, n_max: int, searched: Callable[[Index], U8]) -> None:

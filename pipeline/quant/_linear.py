@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.quant._base import F32, I32, U8, Array, Index
 from pipeline.quant._kernels import first_of_magnitude, nearest_int, signed_largest
-from pipeline.quant._search import Range, Round, SearchBuffers, column_sums, round_fast
+from pipeline.quant._search import Range, Round, SearchBuffers, column_sums, dot_columns, round_fast
 
 GROUP_MAX_EPS: Final = np.float32(1e-15)
 
@@ -73,28 +73,27 @@ def make_qx_quants(x: F32, largest: F32, n_max: int, buf: SearchBuffers, roundin
 def _search_linear(x: F32, w: F32, largest: F32, n_max: int, scratch: list[F32], rounding: Round) -> tuple[F32, F32]:
     """Search all of *x*, (k, m); return scales and inverses.  `nearest_int` is a rounding here for finite x."""
     wx, L, t = scratch
+    zero, lowest, highest = np.float32(0), np.float32(-n_max), np.float32(n_max - 1)
     np.multiply(w, x, out=wx)
 
     def moments(inverse: F32) -> tuple[Array, Array]:
         """Return the sums of `w*x*l` and of `w*l*l` with `l = nearest_int(inverse*x)`, clipped."""
         np.multiply(x, inverse, out=L)
-        rounding(L, -n_max, n_max - 1)
-        sum_lx = column_sums(np.multiply(wx, L, out=t))
-        np.multiply(w, L, out=t)
-        np.multiply(t, L, out=t)
-        return sum_lx, column_sums(t)
+        rounding(L, lowest, highest)
+        return dot_columns(t, wx, L), dot_columns(t, w, L, L)
 
     best_inverse = np.float32(-n_max) / largest
     sum_lx, sum_l2 = moments(best_inverse)
     scale = np.divide(sum_lx, sum_l2, out=np.zeros_like(sum_lx), where=sum_l2 != 0)
     best = scale * sum_lx
+    inverse = np.empty_like(largest)
     for step in (*range(-9, 0), *range(1, 10)):
-        inverse = -(np.float32(n_max) + np.float32(0.1) * np.float32(step)) / largest
+        np.divide(-(np.float32(n_max) + np.float32(0.1) * np.float32(step)), largest, out=inverse)
         sum_lx, sum_l2 = moments(inverse)
-        at = np.flatnonzero(sum_lx * sum_lx > best * sum_l2)
-        at = at[sum_l2[at] > 0]
-        scale[at] = sum_lx[at] / sum_l2[at]
-        best[at] = scale[at] * sum_lx[at]
+        at = ((sum_lx * sum_lx > best * sum_l2) & (sum_l2 > zero)).nonzero()[0]
+        numerator = sum_lx[at]
+        scale[at] = ratio = numerator / sum_l2[at]
+        best[at] = ratio * numerator
         best_inverse[at] = inverse[at]
     return scale, best_inverse
 

@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.quant._base import F32, U8, Array, Take, Weights, sum_of_squares, workspace
+from pipeline.quant._base import F32, U8, Array, Take, Weights, workspace
 from pipeline.quant._linear import GROUP_MAX_EPS, largest_of
-from pipeline.quant._search import Range, SearchBuffers, column_sums, weigh
+from pipeline.quant._search import Range, SearchBuffers, column_sums
 
 VALUES: Final = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
@@ -37,13 +37,13 @@ def search_scales(x: F32, n_sub: int, weights: Weights | None) -> tuple[F32, F32
     n = len(x)
     buf = workspace.get(NonlinearBuffers, n * n_sub)
     elements = buf.x.reshape(32, n_sub, n)
-    np.copyto(elements, x.reshape(n, n_sub, 32).transpose(2, 1, 0))
+    buf.search.lay_out(x, 32, buf.x)
     if weights is None:
         np.multiply(buf.x, buf.x, out=buf.search.w)
     else:
-        np.copyto(buf.search.w.reshape(32, n_sub, n), weights.importance.reshape(n, n_sub, 32).transpose(2, 1, 0))
-        mean = sum_of_squares(x) * np.float32(2 / (32 * n_sub))
-        weigh(buf.x, buf.search.w, np.tile(mean, n_sub), buf.search.w)
+        buf.search.lay_out(weights.importance, 32, buf.search.w)
+        mean = buf.search.sums_of_squares(buf.x, n_sub) * np.float32(2 / (32 * n_sub))
+        buf.search.weigh(buf.x, np.tile(mean, n_sub))
     largest = largest_of(buf.x, Range(np.minimum.reduce(buf.x, axis=0), np.maximum.reduce(buf.x, axis=0)))
     empty = np.flatnonzero(np.abs(largest) < GROUP_MAX_EPS)
     largest[empty] = np.inf

@@ -8,16 +8,19 @@ along a row would be pairwise.  Products are formed in C's order.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.quant._base import F32, U8, Array, Index, Take
 from pipeline.quant._kernels import first_of_magnitude, nearest_int
 
 _EXACT_COLUMNS: Final = 1024
+_PRODUCTS: Final = {2: "ij,ij->j", 3: "ij,ij,ij->j"}
 
-Round = Callable[[F32, int, int], None]
+Round = Callable[[F32, np.float32, np.float32], None]
 
 
 class SearchBuffers:
@@ -25,11 +28,36 @@ class SearchBuffers:
 
     def __init__(self, take: Take, k: int, m: int) -> None:
         self.w: F32 = take((k, m), np.float32)
-        self._flat = [take((k * m,), np.float32) for _ in range(5)]
+        self._rest: F32 = take((5 * k * m,), np.float32)
 
     def shaped(self, k: int, m: int) -> list[F32]:
         """Return the other arrays as (k, m), contiguous."""
-        return [flat[: k * m].reshape(k, m) for flat in self._flat]
+        return list(self._rest[: 5 * k * m].reshape(5, k, m))
+
+    def lay_out(self, x: F32, length: int, out: F32) -> None:
+        """Write *x*, n rows of sub-blocks of *length*, as columns to *out*, (length, n_sub n); the rest is scratch.
+
+        Rows a power of two apart would share a few places of the cache, so they are moved apart first.
+        """
+        n, width = x.shape
+        apart = self._rest[: n * (width + 16)].reshape(n, width + 16)[:, :width]
+        np.copyto(apart, x)
+        np.copyto(out.reshape(length, -1, n), apart.reshape(n, -1, length).transpose(2, 1, 0))
+
+    def sums_of_squares(self, x: F32, n_sub: int) -> Array:
+        """Return the sum of squares of each super-block of *x*, laid out, in the order of its elements."""
+        squares, ordered, *_ = self.shaped(*x.shape)
+        np.multiply(x, x, out=squares)
+        rows = ordered.reshape(n_sub, len(x), -1)
+        np.copyto(rows, squares.reshape(len(x), n_sub, -1).transpose(1, 0, 2))
+        return column_sums(rows.reshape(n_sub * len(x), -1))
+
+    def weigh(self, x: F32, mean_square: F32) -> None:
+        """Make of the importances in `w` the weights of *x*, (k, m): `qw * sqrtf(sigma2 + x*x)`, sigma2 (m,)."""
+        spread, *_ = self.shaped(*x.shape)
+        np.multiply(x, x, out=spread)
+        spread += mean_square
+        self.w *= np.sqrt(spread, out=spread)
 
 
 def first_zeros(x: F32, extremes: F32) -> None:
@@ -53,31 +81,49 @@ def column_sums(x: F32, start: float = 0.0) -> Array:
     return total
 
 
-def weigh(x: F32, importance: F32, mean_square: F32, out: F32) -> None:
-    """Write `qw * sqrtf(sigma2 + x*x)`, the weights of an importance matrix, to *out*, (k, m).
+def dot_columns(t: F32, *factors: F32) -> Array:
+    """Add up the products of *factors*, two or three arrays (k, m), of each column, as `column_sums` adds.
 
-    *importance* is (k, m), too, or lies in *out* already; *mean_square* is sigma2, (m,).
+    Products are formed from left to right.  *t*, (k, m), is scratch; one of the factors may lie there.
     """
-    spread = x * x
-    spread += mean_square
-    np.multiply(importance, np.sqrt(spread, out=spread), out=out)
+    if t.shape[1] > 1 and _einsum_rounds():
+        total: Array = np.einsum(_PRODUCTS[len(factors)], *factors)
+        return total
+    first, *others = factors
+    for other in others:
+        first = np.multiply(first, other, out=t)
+    return column_sums(first)
 
 
-def round_fast(f: F32, low: int, high: int) -> None:
+@cache
+def _einsum_rounds() -> bool:
+    """Whether `np.einsum` rounds each product before it adds it, and adds row after row.
+
+    It saves a pass over the array.  Built for processors whose multiplication and addition are one instruction it
+    may take that, which rounds once.
+    """
+    near_one = np.float32(1 + 2**-12)
+    rows = [(1e8, 1), (1, 1), (-1e8, 1), (-near_one * near_one, 1), (near_one, near_one)]
+    a, b = (np.repeat(np.array(column, np.float32)[:, None], 67, axis=1) for column in zip(*rows, strict=True))
+    one = np.ones_like(a)
+    return not any(np.einsum(_PRODUCTS[len(factors)], *factors).any() for factors in ((a, b), (a, one, b)))
+
+
+def round_fast(f: F32, low: np.float32, high: np.float32) -> None:
     """Round *f* to integers within [low, high], in place; right while `nearest_int` is a rounding."""
     np.rint(f, out=f)
-    f.clip(np.float32(low), np.float32(high), out=f)
+    f.clip(low, high, out=f)
 
 
-def round_exact(f: F32, low: int, high: int) -> None:
+def round_exact(f: F32, low: np.float32, high: np.float32) -> None:
     """Do the same for every float32, as `nearest_int` and a clip do it."""
-    np.copyto(f, np.clip(nearest_int(f), low, high), casting="unsafe")
+    np.copyto(f, np.clip(nearest_int(f), int(low), int(high)), casting="unsafe")
 
 
 def quants(f: F32, wild: Index, low: int, high: int, out: U8) -> None:
     """Write `clip(nearest_int(f)) - low` to *out*, (k, m); the columns *wild* leave the range of plain rounding."""
     kept = f[:, wild]
-    round_fast(f, low, high)
+    round_fast(f, np.float32(low), np.float32(high))
     f -= np.float32(low)
     np.copyto(out, f, casting="unsafe")
     if len(wild):
@@ -177,71 +223,70 @@ def _search_affine(
     """Search all of *x*, (k, m); return what was found and where *rounding* may have left its range."""
     L, t, u = scratch
     low, high = bounds
-    measure = _absolute_error if plan.use_mad else _squared_error
+    total_error = _absolute_error if plan.use_mad else _squared_error
+    zero, top = np.float32(0), np.float32(plan.n_max)
     sum_w, sum_x = column_sums(w), column_sums(np.multiply(w, x, out=t), start=-0.0)
 
     span = high - low
-    inverse = np.float32(plan.n_max) / span
+    is_flat = span == 0
+    inverse = top / span
     np.multiply(np.subtract(x, low, out=L), inverse, out=L)
-    rounding(L, 0, plan.n_max)
-    best = Affine(np.float32(1) / inverse, low.copy(), inverse.copy(), low.copy())
-    best_error = measure(x, w, L, (best.scale, best.min), t)
-    at = np.flatnonzero(span)  # the others have equal elements: they come out as zeros, whatever happens here
-    changes = [(at, span[at], np.zeros(len(at), np.float32))]
+    rounding(L, zero, top)
+    best_scale, best_inverse = np.float32(1) / inverse, inverse.copy()
+    # The steps start from the minimum of the best one before them, so that one's own must be remembered for its L.
+    minimum, start = low.copy(), low.copy()
+    least, most = low.copy(), low.copy()
+    L *= best_scale
+    L += minimum
+    L -= x
+    best_error = total_error(L, w)
 
     for numerator in plan.numerators():
-        np.divide(numerator, span, out=inverse)
-        np.multiply(np.subtract(x, best.min, out=L), inverse, out=L)
-        rounding(L, 0, plan.n_max)
+        np.divide(numerator, np.subtract(high, minimum, out=span), out=inverse)
+        np.multiply(np.subtract(x, minimum, out=L), inverse, out=L)
+        rounding(L, zero, top)
         sum_l = column_sums(np.multiply(w, L, out=t))
-        sum_xl = column_sums(np.multiply(t, x, out=u))
-        sum_l2 = column_sums(np.multiply(t, L, out=t))
+        sum_xl = dot_columns(u, t, x)
+        sum_l2 = dot_columns(t, t, L)
         determinant = sum_w * sum_l2 - sum_l * sum_l
         scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         offset = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-        at = np.flatnonzero(offset > 0)
-        offset[at] = 0
-        scale[at] = sum_xl[at] / sum_l2[at]
+        at = (offset > zero).nonzero()[0]
+        if len(at):
+            offset[at] = 0
+            scale[at] = sum_xl[at] / sum_l2[at]
 
-        error = measure(x, w, L, (scale, offset), t)
-        at = np.flatnonzero(error < best_error)
-        at = at[determinant[at] > 0]
-        best_error[at] = error[at]
-        # The next candidates start from the new minimum, so this one's own must be remembered for its L.
-        _put(best, at, Affine(scale[at], offset[at], inverse[at], best.min[at]))
-        span[at] = high[at] - offset[at]
-        changes.append((at, span[at], low[at] - offset[at]))
-    return best, _wild(*map(np.concatenate, zip(*changes, strict=True)))
-
-
-def _squared_error(x: F32, w: F32, L: F32, line: tuple[F32, F32], t: F32) -> Array:
-    """Return the sum of `w * (scale*L + offset - x)**2` of each sub-block, with *line* (scale, offset)."""
-    _differences(x, L, line, t)
-    t *= t
-    t *= w
-    return column_sums(t)
+        L *= scale
+        L += offset
+        L -= x
+        error = total_error(L, w)
+        at = ((error < best_error) & (determinant > zero)).nonzero()[0]
+        best_error[at], best_scale[at], best_inverse[at] = error[at], scale[at], inverse[at]
+        start[at], minimum[at] = minimum[at], offset[at]
+        np.minimum(least, minimum, out=least)
+        np.maximum(most, minimum, out=most)
+    found = Affine(best_scale, minimum, best_inverse, start)
+    return found, np.flatnonzero(_is_wild(bounds, least, most) & ~is_flat)
 
 
-def _absolute_error(x: F32, w: F32, L: F32, line: tuple[F32, F32], t: F32) -> Array:
-    """Return the sum of `w * |scale*L + offset - x|` of each sub-block."""
-    _differences(x, L, line, t)
-    np.abs(t, out=t)
-    t *= w
-    return column_sums(t)
+def _squared_error(difference: F32, w: F32) -> Array:
+    """Return the sum of `w * difference**2` of each column, (k, m); the differences are lost."""
+    return dot_columns(difference, difference, difference, w)
 
 
-def _differences(x: F32, L: F32, line: tuple[F32, F32], t: F32) -> None:
-    scale, offset = line
-    np.multiply(L, scale, out=t)
-    t += offset
-    t -= x
+def _absolute_error(difference: F32, w: F32) -> Array:
+    """Return the sum of `w * |difference|` of each column, (k, m); the differences are lost."""
+    return dot_columns(difference, np.abs(difference, out=difference), w)
 
 
-def _wild(columns: Index, span: F32, below: F32) -> Index:
-    """Return the columns where a rounding may have met more than `nearest_int`'s limit, or no number.
+def _is_wild(bounds: Range, least: F32, most: F32) -> NDArray[np.bool_]:
+    """Say in which columns a rounding may have met more than `nearest_int`'s limit, or no number.
 
-    *span* is `max - min` and *below* the smallest x less min, for each min a column has had: the roundings were of at
-    most `(n_max + 1) * (x - min) / span`, with x - min between the two.
+    The roundings were of at most `(n_max + 1) * (x - min) / (high - min)`, with x between *bounds* and min between
+    *least* and *most*.
     """
-    tame = (span >= 1e-36) & (span <= 1e38) & (np.abs(below) <= span * np.float32(1e5))
-    return np.unique(columns[~tame])
+    low, high = bounds
+    span = high - most
+    below = np.maximum(np.abs(low - least), np.abs(low - most))
+    is_tame: NDArray[np.bool_] = (span >= 1e-36) & (high - least <= 1e38) & (below <= span * np.float32(1e5))
+    return ~is_tame

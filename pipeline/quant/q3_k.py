@@ -6,12 +6,12 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.quant._base import F32, U8, Array, BlockType, Weights, sum_of_squares, workspace
+from pipeline.quant._base import F32, U8, Array, BlockType, Weights, workspace
 from pipeline.quant._k_affine import load_two_values, store_two_values
-from pipeline.quant._k_linear import SUPER_BLOCK, TILE_BLOCKS, LinearBuffers, final_quants, turn
+from pipeline.quant._k_linear import SUPER_BLOCK, TILE_BLOCKS, LinearBuffers, final_quants
 from pipeline.quant._kernels import fp16_bits, fp16_to_fp32, nearest_int
 from pipeline.quant._linear import first_largest, largest_of, make_q3_quants, make_qx_quants
-from pipeline.quant._search import SearchBuffers, column_sums, round_exact, weigh
+from pipeline.quant._search import SearchBuffers, column_sums, round_exact
 
 _BLOCK: Final = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<u2")])
 _BIT: Final = (1 << np.arange(8)).astype(np.uint8)
@@ -23,7 +23,7 @@ class _Type(BlockType):
     block_size = SUPER_BLOCK
     type_size = _BLOCK.itemsize
     half_scales = (108,)
-    tile_blocks = TILE_BLOCKS
+    tile_blocks = 2 * TILE_BLOCKS
     is_weighted = True
 
     def quantize_blocks(self, x: F32, out: U8) -> None:
@@ -41,9 +41,9 @@ class _Type(BlockType):
         n, y = len(x), out.view(_BLOCK)[:, 0]
         buf = workspace.get(LinearBuffers, n)
         bounds = buf.load(x)
-        turn(weights.importance, buf.search.w)
-        mean = np.float32(2) * sum_of_squares(x) / np.float32(SUPER_BLOCK)
-        weigh(buf.x, buf.search.w, np.tile(mean, 16), buf.search.w)
+        buf.search.lay_out(weights.importance, 16, buf.search.w)
+        mean = np.float32(2) * buf.search.sums_of_squares(buf.x, 16) / np.float32(SUPER_BLOCK)
+        buf.search.weigh(buf.x, np.tile(mean, 16))
         found = make_qx_quants(buf.x, largest_of(buf.x, bounds), 4, buf.search)
         sums = column_sums(buf.search.w).reshape(16, n)
         y["d"], ls = _weighted_six_bits(found.scale.reshape(16, n), sums)

@@ -22,6 +22,7 @@ class _Type(BlockType):
     type_size = _BLOCK.itemsize
     half_scales = (0, 2)
     tile_blocks = TILE_BLOCKS
+    keeps_zero_sign = True
     is_weighted = True
     weighs_rows = True
 

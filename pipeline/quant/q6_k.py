@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.quant._base import F32, U8, Array, BlockType, Weights, workspace
-from pipeline.quant._k_linear import SUPER_BLOCK, TILE_BLOCKS, LinearBuffers, final_quants, turn
+from pipeline.quant._k_linear import SUPER_BLOCK, TILE_BLOCKS, LinearBuffers, final_quants
 from pipeline.quant._kernels import fp16_bits, fp16_to_fp32, nearest_int
 from pipeline.quant._linear import GROUP_MAX_EPS, first_largest, largest_of, make_qx_quants
 from pipeline.quant._search import Range
@@ -36,7 +36,7 @@ class _Type(BlockType):
         """Mirror `quantize_row_q6_K_impl`."""
         buf = workspace.get(LinearBuffers, len(x))
         bounds = buf.load(x)
-        turn(weights.importance, buf.search.w)
+        buf.search.lay_out(weights.importance, 16, buf.search.w)
         _quantize(buf, bounds, out.view(_BLOCK)[:, 0])
 
     def dequantize_blocks(self, data: U8, out: F32) -> None:
