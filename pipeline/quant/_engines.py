@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
@@ -187,11 +186,16 @@ def describe_fast() -> tuple[bool, str]:
 
 @cache
 def _is_installed() -> bool:
-    """Look for LLVM without loading it; an older one, which another program may have brought, is none."""
+    """Look for LLVM without loading it; an older one, which another program may have brought, is none.
+
+    What is there and cannot even say its version counts as installed: `_package` tells what is wrong with it.
+    """
     try:
-        version = importlib.metadata.version("llvmlite")
-    except importlib.metadata.PackageNotFoundError:
+        from llvmlite import __version__ as version
+    except ModuleNotFoundError:
         return False
+    except (ImportError, OSError):
+        return True
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= _OLDEST_LLVMLITE
 
 
