@@ -6,6 +6,7 @@ is compiled when a type is first wanted and kept in the cache folder.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Collection
 from functools import cache
@@ -51,6 +52,7 @@ class FastEngine:
         self.processor = processor or host()
         self._folder = folder
         self._functions: dict[str, _compile.Function] = {}
+        self._from_bf16: dict[str, Encoder] = {}
         self._lock = threading.Lock()
 
     def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
@@ -91,25 +93,27 @@ class FastEngine:
     def from_bf16(self, kind: BlockType) -> Encoder | None:
         """Return what quantizes bfloat16 as `quantize_rows` does their values; any kernel can."""
         kernel = kernels().get(kind.name)
-        if kernel is None:
-            return None
+        if kernel is None or kind.name in self._from_bf16:
+            return self._from_bf16.get(kind.name)
         function = self._function(f"{kind.name}-from-bf16", reading_bf16(kernel.build))
 
         def encode(x: U16, out: U8) -> None:
             kind.check_bf16(x, out)
             self._call(function, (x, kind.block_size), (out, kind.type_size), None, x.shape[1] // kind.block_size)
 
+        self._from_bf16[kind.name] = encode
         return encode
 
     def has_bad_scale(self, kind: BlockType, data: U8) -> bool:
         """Say whether `kind.bad_scale` finds a block in *data*; where no scale can be bad, none is looked at."""
         if not kind.has_only_half_scales:
             return kind.bad_scale(data) is not None
-        found = np.zeros(1, np.uint32)
+        found, start = ctypes.c_uint32(), data.ctypes.data
         function = self._function("magnitude-of-half", largest_half)
         for offset in kind.half_scales:
-            function(data.ctypes.data + offset, 0, 0, found.ctypes.data, data.size // kind.type_size, kind.type_size)
-        return int(found[0]) >= _INFINITE_HALF
+            n_blocks = data.size // kind.type_size
+            function(start + offset, 0, 0, ctypes.addressof(found), n_blocks, kind.type_size)
+        return found.value >= _INFINITE_HALF
 
     def compare(self, x: F32, y: F32) -> Compared:
         """Return the sums of x*x, y*y, x*y and (x-y)*(x-y), and the largest |x-y|."""
@@ -124,13 +128,12 @@ class FastEngine:
 
     def largest_magnitude(self, words: Array) -> int:
         """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
-        found = np.zeros(1, np.uint32)
-        size = words.dtype.itemsize
+        found, size = ctypes.c_uint32(), words.dtype.itemsize
         if words.size < self.processor.lanes:
             return NumpyEngine().largest_magnitude(words)
         function = self._function(f"magnitude-{size}", MAGNITUDES[size])
-        function(words.ctypes.data, 0, 0, found.ctypes.data, words.size, 1)
-        return int(found[0])
+        function(words.ctypes.data, 0, 0, ctypes.addressof(found), words.size, 1)
+        return found.value
 
     def _row_means(self, x: F32) -> F32:
         """Return the mean square of each row of *x*, (n_rows, n_cols)."""
@@ -142,10 +145,11 @@ class FastEngine:
         return sums / np.float32(n_cols)
 
     def _function(self, label: str, build: Build) -> _compile.Function:
-        with self._lock:
-            if label not in self._functions:
-                self._functions[label] = _compile.load(label, build, self.processor, self._folder)
-            return self._functions[label]
+        if label not in self._functions:
+            with self._lock:
+                if label not in self._functions:
+                    self._functions[label] = _compile.load(label, build, self.processor, self._folder)
+        return self._functions[label]
 
     def _call(
         self,
