@@ -31,6 +31,8 @@ import numpy as np
 from pipeline.runtime.llama import require_llama
 
 ROOT = Path(__file__).parent.parent
+# Rows written at once, some megabytes as in a download: the system keeps a file in memory in pieces as it was written.
+_PIECE = 1024
 HIDDEN, FEED_FORWARD, VOCABULARY, HEADS, HEADS_KV = 2048, 5632, 32000, 32, 4
 
 
@@ -58,9 +60,11 @@ def make_checkpoint(folder: Path, n_layers: int, seed: int = 1) -> int:
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for shape in shapes.values():
-            for _ in range(shape[0] if len(shape) > 1 else 1):
-                row = random.standard_normal(shape[-1], np.float32) * np.float32(0.02)
-                file.write((row.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+            n_rows = shape[0] if len(shape) > 1 else 1
+            for first in range(0, n_rows, _PIECE):
+                size = min(_PIECE, n_rows - first), shape[-1]
+                rows = random.standard_normal(size, np.float32) * np.float32(0.02)
+                file.write((rows.view(np.uint32) >> 16).astype(np.uint16).tobytes())
     return offset // 2
 
 
