@@ -30,6 +30,7 @@ from pipeline.runtime.llama import require_llama
 
 ROOT = Path(__file__).parent.parent
 N_ROWS, N_COLS = 64, 4096
+LEAST_SECONDS = 2e-3
 REAL = "model.layers.14.mlp.down_proj.weight"  # (576, 1536)
 F32 = NDArray[np.float32]
 
@@ -82,12 +83,16 @@ def data_sets(real: F32 | None, *, slow: bool) -> Iterator[tuple[str, F32]]:
 def seconds(call: Callable[[], object]) -> float:
     """Return the processor time of one call in this thread, after one that brings the rows into the cache.
 
-    When a model is written they are there, too: they have just been decoded.
+    When a model is written they are there, too: they have just been decoded.  Short calls are repeated, for an
+    interrupt takes as long as a call on zeros does.
     """
     call()
-    start = time.thread_time()
-    call()
-    return time.thread_time() - start
+    spent, n_calls, start = 0.0, 0, time.thread_time()
+    while spent < LEAST_SECONDS:
+        call()
+        n_calls += 1
+        spent = time.thread_time() - start
+    return spent / n_calls
 
 
 def measure(kind: quant.BlockType, x: F32, importance: F32 | None, library: Any, rounds: int) -> dict[str, float]:

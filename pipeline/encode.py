@@ -116,13 +116,14 @@ def encode(
         ResourceError: if the disk is full.
     """
     workers = threads or usable_cores()
-    chosen = choose_engine(engine, [out.plan.tensors for out in outputs])
-    if meter:
-        meter.engine = chosen
     total = sum(t.n_rows * t.n_cols for t in outputs[0].plan.tensors)
     done = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(GgufWriter(out.path, out.plan)) for out in outputs]
+        chosen = choose_engine(engine, [out.plan.tensors for out in outputs])
+        chosen = stack.enter_context(chosen.in_parallel(workers, total))
+        if meter:
+            meter.engine = chosen
         pool = stack.enter_context(ThreadPoolExecutor(workers, "encode"))
         if on_error is not None:
             stack.push(lambda kind, _error, _trace: on_error() if kind else None)
@@ -154,8 +155,8 @@ def derive(
         FormatError: as `encode` does.
     """
     workers = threads or usable_cores()
-    chosen = choose_engine(engine, [tensors])
-    with ThreadPoolExecutor(workers, "derive") as pool:
+    chosen, total = choose_engine(engine, [tensors]), sum(t.n_rows * t.n_cols for t in tensors)
+    with chosen.in_parallel(workers, total) as chosen, ThreadPoolExecutor(workers, "derive") as pool:
         tasks = _tasks(((tensor,) for tensor in tensors), chosen)
         for task, encoded in _in_order(pool, workers, tasks, reader, chosen):
             yield task.tensors[0], task.first, encoded.parts[0]
@@ -189,7 +190,8 @@ def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) 
         own = max(own, 3 * tensor_bytes(dtype, (n,)) + (4 * n if kinds != {dtype} else 0))
         made = max(made, task.stop * sum(tensor_bytes(kind, (first.n_cols,)) for kind in kinds))
         wanted |= kinds - {dtype}
-    return (threads + _AHEAD) * made + threads * own + chosen.memory_bytes(wanted, threads)
+    total = sum(t.n_rows * t.n_cols for t in plans[0].tensors) if plans else 0
+    return (threads + _AHEAD) * made + threads * own + chosen.memory_bytes(wanted, threads, total)
 
 
 def _tasks(

@@ -27,7 +27,7 @@ Index = NDArray[np.intp]
 Array = NDArray[Any]
 Take = Callable[[tuple[int, ...], DTypeLike], Array]
 
-SCRATCH_BYTES = 8 << 20
+SCRATCH_BYTES = 4 << 20
 
 # Where NumPy's loops over rows of a few thousand elements, with one more value for each row, are fastest: with its own
 # default, 8192, they take half as long again.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from types import ModuleType
 from typing import Final, NamedTuple, Protocol
@@ -12,6 +14,8 @@ import numpy as np
 
 from pipeline.errors import ToolError, UsageError
 from pipeline.quant._base import F32, SCRATCH_BYTES, U8, U16, Array, BlockType, Take, workspace
+from pipeline.quant._native import NativeType
+from pipeline.quant._processes import Processes, processes
 
 Decoder = Callable[[U8, F32], None]
 Encoder = Callable[[U16, U8], None]
@@ -20,6 +24,12 @@ AUTO: Final = "auto"
 NAMES: Final = ("numpy", "fast")
 _PIECE: Final = 1 << 15  # numbers compared at once: three float64 arrays of it stay in the cache of a core
 _OLDEST_LLVMLITE: Final = (0, 45)
+
+_PRECISIONS: Final = frozenset({"F32", "F16", "BF16"})
+
+# One process cannot be through with so many weights, at 50 ns, before another one has begun.
+_WORTH_PROCESSES: Final = 1 << 24
+_PROCESS_BYTES: Final = 28 << 20  # an interpreter with NumPy, beside the rows that it is sent
 
 # What the compiled engine costs before it does anything, in seconds of a processor: loading LLVM, and compiling one
 # type for the first time, which takes 0.05 (Q8_0) to 0.4 (Q4_K with an importance matrix).
@@ -60,8 +70,11 @@ class Engine(Protocol):
     def tile_elements(self) -> int:
         """How many elements it likes to be given at once."""
 
-    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
-        """Estimate what quantizing to *kinds*, types by name, takes beside the rows, as far as it is not taken yet."""
+    def memory_bytes(self, kinds: Collection[str], threads: int, n_weights: int) -> int:
+        """Estimate what quantizing *n_weights* to *kinds*, types by name, takes beside the rows, as far as new."""
+
+    def in_parallel(self, threads: int, n_weights: int) -> AbstractContextManager[Engine]:
+        """Return what *threads* threads had better use to quantize *n_weights*; it is there while the block runs."""
 
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Do what `BlockType.quantize_rows` does."""
@@ -88,9 +101,20 @@ class NumpyEngine:
     name = "numpy"
     tile_elements = 1 << 19  # large enough that the interpreter does not count
 
-    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
-        """Estimate the scratch memory: each thread has its own, which conversions hardly touch."""
-        return threads * SCRATCH_BYTES if set(kinds) - {"F32", "F16", "BF16"} else 0
+    def memory_bytes(self, kinds: Collection[str], threads: int, n_weights: int) -> int:
+        """Estimate scratch memory, of which each thread has its own, and processes; conversions need neither."""
+        if not set(kinds) - _PRECISIONS:
+            return 0
+        return threads * (SCRATCH_BYTES + (_PROCESS_BYTES if _needs_processes(threads, n_weights) else 0))
+
+    @contextlib.contextmanager
+    def in_parallel(self, threads: int, n_weights: int) -> Iterator[Engine]:
+        """Yield an engine with a process for each thread, or this one where that would not pay."""
+        if not _needs_processes(threads, n_weights):
+            yield self
+            return
+        with processes(threads) as running:
+            yield _InProcesses(running)
 
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
         """Do what `BlockType.quantize_rows` does."""
@@ -122,6 +146,25 @@ class NumpyEngine:
         """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
         unsigned = words.dtype.type
         return int((words & unsigned(np.iinfo(unsigned).max >> 1)).max(initial=0))
+
+
+class _InProcesses(NumpyEngine):
+    """The same kernels in other processes; conversions and libggml's functions do not hold the lock for long."""
+
+    def __init__(self, running: Processes) -> None:
+        self._running = running
+
+    def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
+        """Do what `BlockType.quantize_rows` does."""
+        if kind.name in _PRECISIONS or isinstance(kind, NativeType):
+            kind.quantize_rows(x, out, importance)
+        else:
+            self._running.quantize_rows(kind, x, out, importance)
+
+
+def _needs_processes(threads: int, n_weights: int) -> bool:
+    """Whether the processes are sooner through than threads, which hinder each other."""
+    return threads > 1 and n_weights >= _WORTH_PROCESSES
 
 
 class _Pair:

@@ -83,29 +83,32 @@ def quantize_super_blocks(x: F32, y: Array, form: Format, importance: F32 | None
     Write the fields d, dmin and scales of the blocks *y*, (n,), and return L as (length, n_sub, n): element, sub-block,
     super-block.  *importance* is (n, 256).
     """
-    n = len(x)
+    n, n_sub = len(x), form.n_sub
     buf = workspace.get(_BUFFERS[form.length], n)
     buf.search.lay_out(x, form.length, buf.x)
     bounds = Range(np.minimum.reduce(buf.x, axis=0), np.maximum.reduce(buf.x, axis=0))
     if importance is None:
         form.weights(buf.x, buf.search.w)
-        found = make_qkx_quants(buf.x, bounds, form.plan, buf.search)
-        d, ls = _steps(found.scale.reshape(form.n_sub, n), form.scale_max)
-        dm, lm = _steps(-found.min.reshape(form.n_sub, n), form.scale_max)
+        plan = form.plan
     else:
         buf.search.lay_out(importance, form.length, buf.search.w)
-        mean = np.float32(form.spread) * buf.search.sums_of_squares(buf.x, form.n_sub) / np.float32(SUPER_BLOCK)
-        buf.search.weigh(buf.x, np.tile(mean, form.n_sub))
-        found = make_qkx_quants(buf.x, bounds, with_importance(form.plan.n_max), buf.search)
-        sums = column_sums(buf.search.w).reshape(form.n_sub, n)
-        both = np.concatenate([found.scale.reshape(form.n_sub, n), -found.min.reshape(form.n_sub, n)], axis=1)
+        mean = np.float32(form.spread) * buf.search.sums_of_squares(buf.x, n_sub) / np.float32(SUPER_BLOCK)
+        buf.search.weigh(buf.x, np.tile(mean, n_sub))
+        plan = with_importance(form.plan.n_max)
+    found = make_qkx_quants(buf.x, bounds, plan, buf.search)
+    # Scales and minimums are quantized alike, so they go side by side.
+    both = np.concatenate([found.scale.reshape(n_sub, n), -found.min.reshape(n_sub, n)], axis=1)
+    if importance is None:
+        steps, levels = _steps(both, form.scale_max)
+    else:
+        sums = column_sums(buf.search.w).reshape(n_sub, n)
         steps, levels = make_qp_quants(both, form.scale_max, np.tile(sums, 2))
-        (d, dm), (ls, lm) = steps.reshape(2, n), levels.reshape(form.n_sub, 2, n).transpose(1, 0, 2)
-    y["d"], y["dmin"] = fp16_bits(d), fp16_bits(dm)
-    ls, lm = form.store(ls, lm, y["scales"])
-    stored = (fp16_to_fp32(y["d"]) * ls).reshape(-1), (fp16_to_fp32(y["dmin"]) * lm).reshape(-1)
-    _final_quants(buf, bounds, found, stored, form.plan.n_max)
-    return buf.q.reshape(form.length, form.n_sub, n)
+    halves = fp16_bits(steps).reshape(2, n)
+    y["d"], y["dmin"] = halves
+    ls, lm = form.store(levels[:, :n], levels[:, n:], y["scales"])
+    d, dm = fp16_to_fp32(halves)
+    _final_quants(buf, bounds, found, ((d * ls).reshape(-1), (dm * lm).reshape(-1)), plan.n_max)
+    return buf.q.reshape(form.length, n_sub, n)
 
 
 def _steps(values: F32, top: int) -> tuple[F32, U8]:

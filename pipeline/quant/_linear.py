@@ -143,7 +143,7 @@ def _improve(x: F32, weights: tuple[F32, F32], L: F32, sums: list[Array], n_max:
 
 
 def make_qp_quants(x: F32, n_max: int, w: F32) -> tuple[F32, U8]:
-    """Mirror `make_qp_quants` for *x*, (k, m), which are hardly ever negative: return scales, (m,), and L, (k, m).
+    """Mirror `make_qp_quants` for *x*, (k, m), m > 1, hardly ever negative: return scales, (m,), and L, (k, m).
 
     L is stored as uint8 in C, so that negative ones wrap; arithmetic before storing is with the whole number.
     """
@@ -151,16 +151,9 @@ def make_qp_quants(x: F32, n_max: int, w: F32) -> tuple[F32, U8]:
     for row in x:  # the macro MAX forgets a NaN at the next comparison
         top = np.where(top > row, top, row)
     is_empty = top < GROUP_MAX_EPS
-    best_inverse = np.float32(n_max) / top
-    L: I32 = nearest_int(best_inverse * x) & np.int32(255)
-    best_error = _error(x, L, np.float32(1) / best_inverse, w)
-    for step in (*range(-4, 0), *range(1, 5)):
-        inverse = (np.float32(0.1) * np.float32(step) + np.float32(n_max)) / top
-        error = _error(x, np.minimum(nearest_int(inverse * x), n_max), np.float32(1) / inverse, w)
-        is_better = error < best_error
-        best_error[is_better], best_inverse[is_better] = error[is_better], inverse[is_better]
+    best_inverse = _best_inverse(x, top, n_max, w)
     found = np.minimum(nearest_int(best_inverse * x), np.int32(n_max))
-    L = found & np.int32(255)
+    L: I32 = found & np.int32(255)
     as_float = found.astype(np.float32)
     wx = w * x
     sums = [column_sums(wx * as_float), column_sums(w * as_float * as_float)]
@@ -177,10 +170,21 @@ def make_qp_quants(x: F32, n_max: int, w: F32) -> tuple[F32, U8]:
     return scale, L.astype(np.uint8)
 
 
-def _error(x: F32, L: I32, scale: F32, w: F32) -> F32:
-    """Return the sum of `w*diff*diff` with `diff = x - scale*L` of each column."""
-    difference = x - scale * L.astype(np.float32)
-    return column_sums(w * difference * difference)
+def _best_inverse(x: F32, top: F32, n_max: int, w: F32) -> F32:
+    """Return the factor, (m,), that leads to the smallest sum of `w*diff*diff` with `diff = x - L/factor`.
+
+    The nine factors that C tries one after another are independent here, so all go together as (9, k, m).
+    """
+    steps = np.float32(0.1) * np.array([0, *range(-4, 0), *range(1, 5)], np.float32)
+    inverses = (steps + np.float32(n_max))[:, None] / top
+    L = nearest_int(inverses[:, None] * x)
+    L[0] &= np.int32(255)
+    np.minimum(L[1:], np.int32(n_max), out=L[1:])
+    difference = x - (np.float32(1) / inverses)[:, None] * L.astype(np.float32)
+    error = np.add.reduce(w * difference * difference, axis=1, initial=np.float32(0))
+    error[1:][np.isnan(error[1:])] = np.inf
+    best: F32 = inverses[np.argmin(error, axis=0), np.arange(x.shape[1])]
+    return best
 
 
 def _improve_positive(x: F32, weights: tuple[F32, F32], L: I32, sums: list[Array], n_max: int) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import quant
 from pipeline.errors import ToolError, UsageError
-from pipeline.quant import BlockType
+from pipeline.quant import BlockType, _search
 from pipeline.quant._native import NativeType
 from pipeline.quant.fast import kernels
 
@@ -102,6 +102,42 @@ def test_bytes_equal_the_reference_in_one_tile(
     assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
 
 
+def equal_blocks(rng: np.random.Generator) -> F32:
+    """Return rows of which every second block of 32 and every second super-block has one value all over."""
+    values = np.array([0.0, -0.0, -0.5, 1e-20, 3e38, 0.25], np.float32)
+    x = rng.standard_normal((96, 768)).astype(np.float32)
+    for width in (32, 256):
+        blocks = x[: len(x) // 2] if width == 32 else x[len(x) // 2 :]
+        blocks.reshape(-1, 2, width)[:, 0] = rng.choice(values, (blocks.size // width // 2, 1))
+    return x
+
+
+@by_engine(WITH_BLOCKS)
+def test_equal_blocks_give_the_reference_bytes(quantize: Quantizer, kind: BlockType, libggml: Any) -> None:
+    """Blocks with one value all over, which are made only once, have the reference's bytes wherever they lie."""
+    x = equal_blocks(np.random.default_rng(8))
+    assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
+
+
+@by_engine(WEIGHTED, "build_weighted")
+def test_weighted_equal_blocks_give_the_reference_bytes(quantize: Quantizer, kind: BlockType, libggml: Any) -> None:
+    """With an importance matrix it depends on their columns what becomes of them."""
+    x = equal_blocks(np.random.default_rng(9))
+    for importance in importances(768).values():
+        assert quantize(kind, x, importance).tobytes() == libggml.quantize(kind.id, x, importance).tobytes()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WEIGHTED if kind.name[-1] == "K"], ids=str)
+def test_sums_without_einsum_give_the_reference_bytes(
+    kind: BlockType, libggml: Any, hard_rows: dict[str, F32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where `np.einsum` rounds in another way, NumPy's other functions give the same bytes."""
+    monkeypatch.setattr(_search, "_einsum_rounds", lambda: False)
+    x, importance = np.concatenate(list(hard_rows.values())), importances(512)["unequal"]
+    assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
+    assert quantize(kind, x, importance).tobytes() == libggml.quantize(kind.id, x, importance).tobytes()
+
+
 @pytest.mark.parametrize("n_cols", [256, 768, 2560])
 @by_engine(WITH_BLOCKS)
 def test_bytes_equal_the_reference_at_any_width(
@@ -163,6 +199,20 @@ def test_weighted_bytes_equal_the_reference_at_any_width(
     x = np.random.default_rng(n_cols).standard_t(4, (7, n_cols)).astype(np.float32)
     for importance in importances(n_cols).values():
         assert quantize(kind, x, importance).tobytes() == libggml.quantize(kind.id, x, importance).tobytes()
+
+
+@by_engine([quant.get("MXFP4")])
+def test_exponents_equal_the_reference_around_every_power_of_two(
+    quantize: Quantizer, kind: BlockType, libggml: Any
+) -> None:
+    """Where the logarithm of the largest magnitude is rounded to a whole number, the exponent is the reference's."""
+    powers = np.concatenate([1 << np.arange(23), np.arange(1, 256) << 23])
+    steps = powers[:, None] + np.arange(-64, 8)
+    largest = steps[(steps >= 0) & (steps < 0xFF << 23)].astype(np.uint32).view(np.float32)
+    rows = np.random.default_rng(6).uniform(-1, 1, (len(largest), 32)).astype(np.float32) * largest[:, None]
+    rows[:, 9] = largest
+    x = np.resize(rows, (len(rows) // 8 + 1, 256))
+    assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
 
 
 @by_engine(WEIGHTED, "build_weighted")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from pipeline.quant import _search
 from pipeline.quant._kernels import fp16_bits, fp16_table, nearest_int, signed_largest
 
 
@@ -39,3 +41,34 @@ def test_signed_largest_tells_where_the_order_matters() -> None:
     assert not np.signbit(value[3])
     assert magnitude.tolist() == [3, 5, 2, 0, 4]
     assert ties.tolist() == [2]
+
+
+def test_einsum_is_taken_only_where_it_rounds_each_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that multiplies and adds in one instruction, as on some processors, is found out."""
+
+    def fused(subscripts: str, *factors: np.ndarray) -> np.ndarray:
+        exact = np.prod([factor.astype(np.longdouble) for factor in factors], axis=0)
+        total = np.zeros(exact.shape[1], np.float32)
+        for row in exact:
+            total = (total + row).astype(np.float32)
+        assert subscripts.endswith("->j")
+        return total
+
+    monkeypatch.setattr(np, "einsum", fused)
+    assert not _search._einsum_rounds.__wrapped__()
+
+
+@pytest.mark.parametrize("m", [1, 2, 17, 300])
+@pytest.mark.parametrize("rounds", [True, False])
+def test_products_are_added_like_in_a_loop(monkeypatch: pytest.MonkeyPatch, m: int, rounds: bool) -> None:
+    """Each column is the sum, from zero on, of products that are rounded from left to right."""
+    if rounds and not _search._einsum_rounds():
+        rounds = False
+    monkeypatch.setattr(_search, "_einsum_rounds", lambda: rounds)
+    a, b, c = np.random.default_rng(m).standard_normal((3, 32, m)).astype(np.float32)
+    for factors in ((a, b), (a, a, c)):
+        expected = np.zeros(m, np.float32)
+        for rows in zip(*factors, strict=True):
+            product = rows[0] * rows[1]
+            expected = expected + (product * rows[2] if len(rows) > 2 else product)
+        assert np.array_equal(_search.dot_columns(np.empty_like(a), *factors), expected)

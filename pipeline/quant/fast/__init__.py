@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -55,7 +56,11 @@ class FastEngine:
         self._from_bf16: dict[str, Encoder] = {}
         self._lock = threading.Lock()
 
-    def memory_bytes(self, kinds: Collection[str], threads: int) -> int:
+    def in_parallel(self, threads: int, n_weights: int) -> AbstractContextManager[FastEngine]:  # noqa: ARG002
+        """Return this engine: its kernels run without the interpreter's lock."""
+        return nullcontext(self)
+
+    def memory_bytes(self, kinds: Collection[str], threads: int, n_weights: int) -> int:  # noqa: ARG002
         """Estimate what LLVM takes when it begins to work, and the scratch memory of types that go NumPy's way."""
         known, others = set(kinds) & set(kernels()), set(kinds) - set(kernels()) - {"F32"}
         llvm = max((_LINK_BYTES if self.is_compiled(name) else _COMPILE_BYTES for name in known), default=0)

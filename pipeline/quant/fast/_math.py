@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from pipeline.quant.fast._vector import Value, larger, smaller, where
 
 MAGIC: Final = 12582912.0  # 1.5 * 2**23: adding it moves the integer part into the low bits
+NEAREST_LIMIT: Final = 4194303.0  # up to here `nearest_int` is a rounding
 _MAGIC_BITS: Final = 0x4B400000
 _MANTISSA: Final = 0x007FFFFF
 _EXPONENT: Final = 0x4B000000  # that of 2**23, whose unit in the last place is 1
@@ -38,6 +39,16 @@ def nearest_clipped(f: Value, low: int, high: int) -> Rounded:
     """
     kept = (((f + MAGIC).bits() & _MANTISSA) | _EXPONENT).floats()
     return Rounded(smaller(larger(kept, MAGIC + low), MAGIC + high))
+
+
+def nearest_below(f: Value, low: int) -> Rounded:
+    """Do what `nearest_clipped` does for f from -NEAREST_LIMIT to less than high + 0.5."""
+    return Rounded(larger(f + MAGIC, MAGIC + low))
+
+
+def nearest_above(f: Value, high: int) -> Rounded:
+    """Do it for f from low - 0.5, where low is even, to NEAREST_LIMIT."""
+    return Rounded(smaller(f + MAGIC, MAGIC + high))
 
 
 def fp32_to_fp16(x: Value) -> Value:

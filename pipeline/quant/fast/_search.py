@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pipeline.quant.fast._math import nearest_clipped, nearest_int
+from pipeline.quant.fast._math import NEAREST_LIMIT, Rounded, nearest_above, nearest_below, nearest_clipped, nearest_int
 from pipeline.quant.fast._vector import INT, Code, Rows, State, Value, absolute, larger, smaller, where
 
 GROUP_MAX_EPS = 1e-15
@@ -48,22 +48,25 @@ def make_qkx2_quants(code: Code, x: Rows, w: Rows, L: Rows, plan: Candidates) ->
 
     low, high, sum_w, sum_x = code.loop(n - 1, lambda i, *s: bounds(i + 1, *s), x[0], x[0], w[0], w[0] * x[0])
     low = where(low > 0, 0, low)
-    has_range = high != low
+    # Where no lane has a range, all that follows is left out.
+    has_range = (high != low).any()
+    n_rounded, n_candidates = (where(has_range, code.index(count), 0) for count in (n, plan.n_steps + 1))
 
     def error(scale: Value, low: Value) -> Value:
         def add(i: Value, total: Value) -> tuple[Value]:
             diff = scale * L[i] + low - x[i]
             return (total + w[i] * (absolute(diff) if plan.use_mad else diff * diff),)
 
-        return code.each(n, add, code.floats(0))[0]
+        return code.each(n_rounded, add, code.floats(0))[0]
 
     inverse = n_max / (high - low)
 
     def first(i: Value) -> None:
         L[i] = nearest_clipped(inverse * (x[i] - low), 0, n_max).floats()
 
-    code.each(n, first)
+    code.each(n_rounded, first)
     scale = 1 / inverse
+    sums = code.rows(3)
     best = Best(error(scale, low), scale, low, inverse, low)
 
     def candidate(step: Value, *state: Value) -> Best:
@@ -71,13 +74,24 @@ def make_qkx2_quants(code: Code, x: Rows, w: Rows, L: Rows, plan: Candidates) ->
         numerator = step.to_float() * plan.delta + plan.first + n_max
         inverse = numerator.spread(code.lanes) / (high - best.min)
 
-        def moments(i: Value, sum_l: Value, sum_l2: Value, sum_xl: Value) -> tuple[Value, ...]:
-            l = nearest_clipped(inverse * (x[i] - best.min), 0, n_max).floats()
-            L[i] = l
-            wl = w[i] * l
-            return sum_l + wl, sum_l2 + wl * l, sum_xl + wl * x[i]
+        def moments(rounded: Callable[[Value], Rounded]) -> None:
+            def add(i: Value, sum_l: Value, sum_l2: Value, sum_xl: Value) -> tuple[Value, ...]:
+                l = rounded(inverse * (x[i] - best.min)).floats()
+                L[i] = l
+                wl = w[i] * l
+                return sum_l + wl, sum_l2 + wl * l, sum_xl + wl * x[i]
 
-        sum_l, sum_l2, sum_xl = code.each(n, moments, *[code.floats(0)] * 3)
+            sums[0], sums[1], sums[2] = code.each(n, add, *[code.floats(0)] * 3)
+
+        # Roundings keep the order: that of the largest element, and of the smallest one, are the outermost ones.
+        outermost = inverse * (high - best.min)
+        is_below = (outermost < n_max + 0.5) & (inverse * (low - best.min) > -NEAREST_LIMIT) & (inverse > 0)
+        code.when(
+            is_below.all(),
+            lambda: moments(lambda f: nearest_below(f, 0)),
+            lambda: moments(lambda f: nearest_clipped(f, 0, n_max)),
+        )
+        sum_l, sum_l2, sum_xl = (sums[row] for row in range(3))
         D = sum_w * sum_l2 - sum_l * sum_l
         this_scale = (sum_w * sum_xl - sum_x * sum_l) / D
         this_min = (sum_l2 * sum_x - sum_l * sum_xl) / D
@@ -89,7 +103,6 @@ def make_qkx2_quants(code: Code, x: Rows, w: Rows, L: Rows, plan: Candidates) ->
         new = Best(this_error, this_scale, this_min, inverse, best.min)
         return best.replaced((this_error < best.error) & (D > 0), new)
 
-    n_candidates = where(has_range.any(), code.index(plan.n_steps + 1), 0)
     best = Best(*code.loop(n_candidates, candidate, *best))
     zero = code.floats(0)
     return best.replaced(high == low, Best(zero, zero, low, zero, low))
@@ -155,7 +168,8 @@ def first_largest(code: Code, x: Rows, n: int) -> Value:
         is_larger = absolute(x[i]) > amax
         return where(is_larger, absolute(x[i]), amax), where(is_larger, x[i], value)
 
-    return code.each(n, one, code.floats(0), code.floats(0))[1]
+    zero = x[0].like(0)
+    return code.each(n, one, zero, zero)[1]
 
 
 class Linear(NamedTuple):
@@ -175,13 +189,31 @@ def make_qx_quants(x: Rows, w: Rows | None, n_max: int, n: int) -> tuple[Linear,
     value = first_largest(code, x, n)
     is_empty = absolute(value) < GROUP_MAX_EPS
 
-    def moments(inverse: Value) -> tuple[Value, Value]:
-        def add(i: Value, sum_lx: Value, sum_l2: Value) -> tuple[Value, Value]:
-            l = nearest_clipped(inverse * x[i], -n_max, n_max - 1).floats()
-            weight = x[i] * x[i] if w is None else w[i]
-            return sum_lx + weight * x[i] * l, sum_l2 + weight * l * l
+    weights, wx, sums = code.rows(n) if w is None else w, code.rows(n), code.rows(2)
 
-        return code.each(n, add, zero, zero)  # type: ignore[return-value]
+    def weigh(i: Value) -> None:
+        if w is None:
+            weights[i] = x[i] * x[i]
+        wx[i] = weights[i] * x[i]
+
+    code.each(n, weigh)
+
+    def moments(inverse: Value) -> tuple[Value, Value]:
+        def sum_up(rounded: Callable[[Value], Rounded]) -> None:
+            def add(i: Value, sum_lx: Value, sum_l2: Value) -> tuple[Value, Value]:
+                l = rounded(inverse * x[i]).floats()
+                return sum_lx + wx[i] * l, sum_l2 + weights[i] * l * l
+
+            sums[0], sums[1] = code.each(n, add, zero, zero)
+
+        # The product with the element of the largest magnitude is the outermost one.
+        is_above = (absolute(inverse * value) <= n_max + 0.5) | is_empty
+        code.when(
+            is_above.all(),
+            lambda: sum_up(lambda f: nearest_above(f, n_max - 1)),
+            lambda: sum_up(lambda f: nearest_clipped(f, -n_max, n_max - 1)),
+        )
+        return sums[0], sums[1]
 
     inverse = -n_max / value
     sum_lx, sum_l2 = moments(inverse)
@@ -204,71 +236,99 @@ def make_qx_quants(x: Rows, w: Rows | None, n_max: int, n: int) -> tuple[Linear,
     return Linear(where(is_empty, 0, scale), inverse), is_empty
 
 
-def make_q3_quants(n_max: int, blocks: Sequence[tuple[Rows, Rows]], n: int) -> list[Value]:
-    """Mirror `make_q3_quants` with do_rmse for several *blocks*, (x, L) each: write L, int32, and return the scales.
+def make_q3_quants(n_max: int, blocks: Sequence[tuple[Rows, Rows, Rows]], n: int) -> None:
+    """Mirror `make_q3_quants` with do_rmse for several *blocks*, (x, L, scale) each: write L, int32, and the scale.
 
     An element's new value waits for the one before it; blocks side by side fill the time.
     """
     code = blocks[0][0].start.code
-    found = [_Cubes(code, n_max, x, L, n) for x, L in blocks]
-    changed = code.rows(1, INT)
-    changed[0] = code.ints(1)
+    found = [cubes for block in blocks for cubes in _Cubes.cut(code, n_max, n, block)]
+    empty = [cubes.begin() for cubes in found]
+    changed = code.rows(1, INT).registers()[0]
+    none = changed[0].like(0)
+    changed[0] = none.like(1)
 
     def refine(i: Value, any_change: Value, *sums: Value) -> State:
         new: list[Value] = []
         for k, cubes in enumerate(found):
             is_taken, *both = cubes.refine(i, *sums[2 * k : 2 * k + 2])
-            any_change = any_change | is_taken.widen(INT)
+            any_change = where(is_taken, 1, any_change)
             new += both
         return any_change, *new
 
     def one_round() -> None:
         sums = [cubes.sums[row] for cubes in found for row in range(2)]
-        changed[0], *new = code.each(n, refine, code.ints(0), *sums)
+        changed[0], *new = code.each(n, refine, none, *sums)
         for k, value in enumerate(new):
             found[k // 2].sums[k % 2] = value
 
     # A round without a change is the last one, for another one would change nothing either.
     code.loop(5, lambda _round: code.when((changed[0] != 0).any(), one_round))
-    return [cubes.finish() for cubes in found]
+    for cubes, is_empty in zip(found, empty, strict=True):
+        cubes.finish(is_empty)
 
 
-class _Cubes:
-    """One block of `make_q3_quants`: between rounds its sums are in memory, and L less nmax in *L*."""
+class _Cubes(NamedTuple):
+    """Some lanes of one block of `make_q3_quants`; between rounds *sums* has sumlx and suml2.
 
-    def __init__(self, code: Code, n_max: int, x: Rows, L: Rows, n: int) -> None:
-        self.code, self.n_max, self.x, self.L, self.n = code, n_max, x, L, n
-        self.sums = code.rows(2)
-        value = first_largest(code, x, n)
-        self.is_empty = absolute(value) < GROUP_MAX_EPS
-        inverse = -n_max / value
+    *l* is L less nmax, as float32, and the other rows are each element's w*x*l, w*l*l, w and w*x, which C computes
+    again in each round.
+    """
 
-        def first(i: Value, sum_lx: Value, sum_l2: Value) -> tuple[Value, Value]:
-            l = nearest_clipped(inverse * x[i], -n_max, n_max - 1)
-            L[i] = l.ints()
+    n_max: int
+    n: int
+    x: Rows
+    L: Rows
+    scale: Rows
+    sums: Rows
+    l: Rows
+    wxl: Rows
+    wl2: Rows
+    w: Rows
+    wx: Rows
+
+    @classmethod
+    def cut(cls, code: Code, n_max: int, n: int, block: tuple[Rows, Rows, Rows]) -> list[_Cubes]:
+        """Give a block register by register: a truth value of one register can be part of the next comparison."""
+        rows = *block, code.rows(2), *(code.rows(n) for _ in range(5))
+        return [cls(n_max, n, *part) for part in zip(*(row.registers() for row in rows), strict=True)]
+
+    def begin(self) -> Value:
+        """Write the first values and sums, and say which lanes are empty: scale 0, and every l 0."""
+        code, x = self.x.start.code, self.x
+        value = first_largest(code, x, self.n)
+        inverse, zero = -self.n_max / value, value.like(0)
+
+        def one(i: Value, sum_lx: Value, sum_l2: Value) -> tuple[Value, Value]:
+            l = nearest_clipped(inverse * x[i], -self.n_max, self.n_max - 1).floats()
             w = x[i] * x[i]
-            return sum_lx + w * x[i] * l.floats(), sum_l2 + w * l.floats() * l.floats()
+            wx = w * x[i]
+            wxl, wl2 = wx * l, w * l * l
+            self.l[i], self.wxl[i], self.wl2[i], self.w[i], self.wx[i] = l, wxl, wl2, w, wx
+            return sum_lx + wxl, sum_l2 + wl2
 
-        self.sums[0], self.sums[1] = code.each(n, first, code.floats(0), code.floats(0))
+        self.sums[0], self.sums[1] = code.each(self.n, one, zero, zero)
+        return absolute(value) < GROUP_MAX_EPS
 
     def refine(self, i: Value, sum_lx: Value, sum_l2: Value) -> tuple[Value, Value, Value]:
         """Give element *i* the value that is best with the others as they are: where it is new, and the new sums."""
-        x, old = self.x[i], self.L[i].to_float()
-        w = x * x
-        slx, sl2 = sum_lx - w * x * old, sum_l2 - w * old * old
+        slx, sl2 = sum_lx - self.wxl[i], sum_l2 - self.wl2[i]
         may_change = slx > 0
-        new = nearest_clipped(x * sl2 / slx, -self.n_max, self.n_max - 1)
-        slx, sl2 = slx + w * x * new.floats(), sl2 + w * new.floats() * new.floats()
+        new = nearest_clipped(self.x[i] * sl2 / slx, -self.n_max, self.n_max - 1).floats()
+        wxl, wl2 = self.wx[i] * new, self.w[i] * new * new
+        slx, sl2 = slx + wxl, sl2 + wl2
         is_better = (sl2 > 0) & (slx * slx * sum_l2 > sum_lx * sum_lx * sl2)
-        is_taken = may_change & (new.floats() != old) & is_better
-        self.L[i] = where(is_taken, new.ints(), self.L[i])
+        is_taken = may_change & (new != self.l[i]) & is_better
+        for kept, value in ((self.l, new), (self.wxl, wxl), (self.wl2, wl2)):
+            kept[i] = where(is_taken, value, kept[i])
         return is_taken, where(is_taken, slx, sum_lx), where(is_taken, sl2, sum_l2)
 
-    def finish(self) -> Value:
-        """Write L as the block stores it, and give the scale."""
+    def finish(self, is_empty: Value) -> None:
+        """Write L as the block stores it, and the scale."""
 
         def shift(i: Value) -> None:
-            self.L[i] = where(self.is_empty, 0, self.L[i] + self.n_max)
+            self.L[i] = where(is_empty, 0, (self.l[i] + self.n_max).cut_off())
 
-        self.code.each(self.n, shift)
-        return where((self.sums[1] > 0) & (self.is_empty ^ 1), self.sums[0] / self.sums[1], 0)
+        self.x.start.code.each(self.n, shift)
+        has_scale = (self.sums[1] > 0) & (is_empty ^ 1)
+        self.scale[0] = where(has_scale, self.sums[0] / self.sums[1], 0)

@@ -180,6 +180,10 @@ class Value:
         """Say whether a lane is true."""
         return self.mask() != 0
 
+    def all(self) -> Value:
+        """Say whether every lane is true."""
+        return self.mask() == -1
+
     def sqrt(self) -> Value:
         """Give the square root, rounded as IEEE says."""
         return self.code.intrinsic("llvm.sqrt", self)
@@ -261,20 +265,24 @@ class Pointer:
 
 
 class Rows:
-    """Vectors of the code's lanes one after another in memory, as a list."""
+    """Vectors one after another in memory, as a list: *lanes* of the code's, which are all by default."""
 
-    def __init__(self, start: Pointer, element: Any) -> None:
+    def __init__(self, start: Pointer, element: Any, lanes: int | None = None) -> None:
         self._start = start
         self._element = element
-        self._lanes = start.code.lanes
+        self._lanes = lanes or start.code.lanes
 
     def _place(self, row: Value | int) -> Pointer:
         return self._start.at(row * self.row_bytes)
 
     @property
+    def _lane_bytes(self) -> int:
+        return self._element.width // 8 if isinstance(self._element, ir.IntType) else 4
+
+    @property
     def row_bytes(self) -> int:
-        """The size of one vector."""
-        return self._lanes * (self._element.width // 8 if isinstance(self._element, ir.IntType) else 4)
+        """The distance of two vectors."""
+        return self._start.code.lanes * self._lane_bytes
 
     @property
     def element(self) -> Any:
@@ -294,7 +302,13 @@ class Rows:
 
     def after(self, row: Value | int) -> Rows:
         """Give the rows from *row* on."""
-        return Rows(self._place(row), self._element)
+        return Rows(self._place(row), self._element, self._lanes)
+
+    def registers(self) -> list[Rows]:
+        """Give the same rows cut to as many lanes as a register of 32-bit numbers has, first lanes first."""
+        width = self._start.code.width
+        starts = range(0, self._lanes, width)
+        return [Rows(self._start.at(lane * self._lane_bytes), self._element, width) for lane in starts]
 
 
 class Code:
@@ -366,7 +380,7 @@ class Code:
         builder.position_at_end(after)
         return tuple(Value(self, phi) for phi in carried)
 
-    def each(self, count: int, body: Callable[..., State | None], *state: Value, unroll: int = 4) -> State:
+    def each(self, count: Value | int, body: Callable[..., State | None], *state: Value, unroll: int = 4) -> State:
         """Do what `loop` does, *unroll* rounds at a time; *count* must be a multiple of it."""
 
         def several(i: Value, *inner: Value) -> State:

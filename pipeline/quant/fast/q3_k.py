@@ -37,9 +37,7 @@ def _build(code: Code, a: Arguments) -> None:
 
     def sub_blocks(group: Value) -> None:
         numbers = [group * _TOGETHER + k for k in range(_TOGETHER)]
-        scales = make_q3_quants(4, [(t.x.after(j * 16), t.L.after(j * 16)) for j in numbers], 16)
-        for j, scale in zip(numbers, scales, strict=True):
-            t.scales[j] = scale
+        make_q3_quants(4, [(t.x.after(j * 16), t.L.after(j * 16), t.scales.after(j)) for j in numbers], 16)
 
     def compute(_first: Value) -> None:
         code.loop(16 // _TOGETHER, sub_blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.quant.fast._block32 import Batch, Line, batches, largest_element, pack_nibbles, quantize_blocks
+from pipeline.quant.fast._batch import Batch, Line, batches, largest_element, pack_nibbles, quantize_blocks
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._vector import Code, Pointer, Value, smaller
 from pipeline.quant.fast._weighted32 import linear

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.quant.fast._block32 import Batch, Line, batches, pack_nibbles, quantize_blocks, smallest_and_range
+from pipeline.quant.fast._batch import Batch, Line, batches, pack_nibbles, quantize_blocks, smallest_and_range
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._vector import Code, Pointer, Value
 from pipeline.quant.fast._weighted32 import affine

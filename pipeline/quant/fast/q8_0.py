@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.quant.fast._block32 import Batch, Line, batches, extremes, quantize_blocks
+from pipeline.quant.fast._batch import Batch, Line, batches, extremes, quantize_blocks
 from pipeline.quant.fast._decode import decoding, load_bytes, load_half, store_line, with_sign
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._vector import BYTE, Code, Pointer, Value, absolute, larger

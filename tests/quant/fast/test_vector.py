@@ -16,7 +16,15 @@ from pipeline.quant._kernels import nearest_int as numpy_nearest_int
 from pipeline.quant.fast import Processor, host, kernels
 from pipeline.quant.fast._compile import assembly, load_uncached
 from pipeline.quant.fast._kernel import Arguments
-from pipeline.quant.fast._math import fp16_to_fp32, fp32_to_bf16, fp32_to_fp16, nearest_clipped, nearest_int
+from pipeline.quant.fast._math import (
+    fp16_to_fp32,
+    fp32_to_bf16,
+    fp32_to_fp16,
+    nearest_above,
+    nearest_below,
+    nearest_clipped,
+    nearest_int,
+)
 from pipeline.quant.fast._tile import load_tile, tiles
 from pipeline.quant.fast._vector import (
     BYTE,
@@ -155,6 +163,32 @@ def test_rounding_is_nearest_int_for_every_number() -> None:
         same(apply(lambda x, low=low, high=high: nearest_clipped(x, low, high).floats(), a), clipped.astype(np.float32))
 
 
+@pytest.mark.parametrize("high", [3, 15, 31])
+def test_rounding_with_one_bound_is_that_with_two(high: int) -> None:
+    """Where nothing is beyond the other bound, leaving it out changes nothing."""
+    f = np.concatenate([np.linspace(-high - 1, high + 1, 4095, dtype=np.float32), np.float32([0.5, -0.5])])
+    below = np.concatenate([f[f < high + 0.5], np.float32([-4194303, -1e6, np.nextafter(np.float32(high + 0.5), 0)])])
+    above = np.concatenate([-f[f < high + 1.5], np.float32([4194303, 1e6, -high - 1.5])])
+    for values, bounds, rounded in (
+        (below, (0, high), lambda x: nearest_below(x, 0)),
+        (above, (-high - 1, high), lambda x: nearest_above(x, high)),
+    ):
+        clipped = np.clip(np.rint(values), *bounds).astype(np.float32) + np.float32(0)  # no negative zeros
+        same(apply(lambda x, rounded=rounded: rounded(x).floats(), values), clipped)
+
+
+def test_all_and_any_look_at_every_lane() -> None:
+    """One lane is enough to make the one true, and the other false."""
+    lanes = HERE.lanes
+    a = np.zeros((lanes + 2, lanes), np.float32)
+    a[:lanes] = np.eye(lanes)
+    a[-1] = 1
+    one = apply(lambda x: where((x == 1).any(), x.code.index(1), 0).narrow(INT).spread(lanes), a.reshape(-1))
+    every = apply(lambda x: where((x == 1).all(), x.code.index(1), 0).narrow(INT).spread(lanes), a.reshape(-1))
+    assert one.reshape(-1, lanes)[:, 0].tolist() == [1] * lanes + [0, 1]
+    assert every.reshape(-1, lanes)[:, 0].tolist() == [0] * lanes + [0, 1]
+
+
 def test_float16_and_bfloat16() -> None:
     """Numbers are rounded half to even, subnormals and overflow included; float16 comes back as it was."""
     high = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
@@ -183,6 +217,24 @@ def test_a_tile_is_the_transposed_blocks(processor: Processor) -> None:
 
     load_uncached(build, processor)(x.ctypes.data, 0, 0, out.ctypes.data, n, 1)
     assert np.array_equal(out, x.T)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS, ids=lambda p: str(p.width))
+def test_rows_are_cut_into_registers(processor: Processor) -> None:
+    """What is written through the narrow rows, from any row on, is what the wide ones have."""
+    out = np.zeros((2, processor.lanes), np.int32)
+
+    def build(code: Code, a: Arguments) -> None:
+        wide = code.rows(3, INT)
+        parts = wide.after(1).registers()
+        for row in range(2):
+            for k, part in enumerate(parts):
+                part[row] = part[row].like(10 * row + k)
+            a.out.at(row * wide.row_bytes).store(wide[row + 1])
+
+    load_uncached(build, processor)(0, 0, 0, out.ctypes.data, 0, 0)
+    first = np.repeat([0, 1], processor.width)
+    assert np.array_equal(out, [first, first + 10])
 
 
 def test_loops_and_branches() -> None:

@@ -1,12 +1,14 @@
-"""The types with blocks of 32 elements and one float16 scale: a batch has as many blocks as there are lanes.
+"""The types whose scale is found without a search: a batch has as many blocks as there are lanes.
 
 First all blocks' extremes are found and gathered, one in each lane; then the scales of all blocks are computed as one
-vector; then each block is quantized, a vector of 32 elements, with its own scale.
+vector; then each block is quantized, in parts of 32 elements, with its own scale.  From `first_equal` on, a block has
+one part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 from pipeline.quant.fast._kernel import Arguments, Floats
@@ -26,27 +28,32 @@ from pipeline.quant.fast._vector import (
     where,
 )
 
-SIZE = 32
+PART = 32
 Fold = Callable[[Value, Value], Value]
 
 
 class Batch(NamedTuple):
-    """Where the blocks of a batch begin: *x* their elements, *out* their bytes, *n_bytes* for each."""
+    """Where the blocks of a batch begin: *x* their elements, *size* for each, *out* their bytes, *n_bytes* for each."""
 
     x: Floats
     out: Pointer
     n_bytes: int
+    size: int = PART
 
-    def elements(self, k: Value | int) -> Value:
-        """Load block *k*, 32 lanes."""
-        return self.x.at(k * SIZE).load(SIZE)
+    def elements(self, k: Value | int, start: int = 0, n: int = PART) -> Value:
+        """Load *n* elements of block *k* from its element *start* on, each in a lane."""
+        return self.x.at(k * self.size + start).load(n)
+
+    def block(self, k: Value | int) -> Pointer:
+        """Give the place of block *k*."""
+        return self.out.at(k * self.n_bytes)
 
 
-def batches(code: Code, a: Arguments, n_bytes: int, quantize: Callable[[Batch], None]) -> None:
-    """Run *quantize* for each batch of blocks of *n_bytes*."""
+def batches(code: Code, a: Arguments, n_bytes: int, quantize: Callable[[Batch], None], size: int = PART) -> None:
+    """Run *quantize* for each batch of blocks of *size* elements and *n_bytes*."""
 
     def one(first: Value) -> None:
-        quantize(Batch(a.values.at(first * SIZE), a.out.at(first * n_bytes), n_bytes))
+        quantize(Batch(a.values.at(first * size), a.out.at(first * n_bytes), n_bytes, size))
 
     tiles(code, a.n_blocks, one)
 
@@ -69,8 +76,8 @@ def extremes(code: Code, batch: Batch, prepare: Callable[[Value], Value], folds:
 
     def tree(blocks: range) -> list[Value]:
         if len(blocks) == 1:
-            x = prepare(batch.elements(blocks[0]))
-            return [halved(fold, x, SIZE) for fold in folds]
+            parts = [prepare(batch.elements(blocks[0], start)) for start in range(0, batch.size, PART)]
+            return [halved(fold, reduce(fold, parts), PART) for fold in folds]
         pairs = zip(folds, tree(blocks[0::2]), tree(blocks[1::2]), strict=True)
         return [fold(a.shuffle(low, b), a.shuffle(high, b)) for fold, a, b in pairs]
 
@@ -84,9 +91,9 @@ def first_equal(code: Code, batch: Batch, values: Value, key: Callable[[Value], 
 
     def one(k: Value) -> None:
         place = rows.start.at(k * 4)
-        is_equal = key(batch.elements(k)) == place.load(FLOAT).spread(SIZE)
+        is_equal = key(batch.elements(k)) == place.load(FLOAT).spread(PART)
         at = is_equal.mask().trailing_zeros().widen(INDEX)
-        place.store(batch.x.at(k * SIZE + at).load())
+        place.store(batch.x.at(k * PART + at).load())
 
     code.each(code.lanes, one)
     return rows[0]
@@ -157,10 +164,10 @@ def quantize_blocks(
         stored[row] = fp32_to_fp16(value).narrow(HALF)
 
     def one(k: Value) -> None:
-        place = batch.out.at(k * batch.n_bytes)
+        place = batch.block(k)
         for row in range(1 if low is None else 2):
             place.at(2 * row).store(stored.start.at(k * 2 + row * stored.row_bytes).load(HALF))
-        line = Line(*(lines.start.at(k * 4 + row * lines.row_bytes).load(FLOAT).spread(SIZE) for row in range(3)))
+        line = Line(*(lines.start.at(k * 4 + row * lines.row_bytes).load(FLOAT).spread(PART) for row in range(3)))
         write(batch.elements(k), line, place)
 
     code.each(code.lanes, one)
