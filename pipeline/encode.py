@@ -257,21 +257,24 @@ def _encode(
         row_bytes = tensor_bytes(view.dtype, (tensor.n_cols,))
         raw = own.scratch.bytes("raw", stop - first, row_bytes) if kept is None else kept[place]
         view.read(reader, np.arange(first, stop, dtype=np.int64), slice(None), raw)
-        check_finite(engine, raw, view.dtype, tensor, first)
         values = _Values(reader, engine, own.scratch, raw, tensor, first)
         for kind, planned in by_type.items():
             if kind == view.dtype:
+                values.check()
                 continue
             part = made[kind][place]
-            _quantize(engine, planned, values, part, first)
-            check_encoded(engine, part, values.all, planned, first)
+            if not _quantize(engine, planned, values, part, first):
+                check_encoded(engine, part, values.all, planned, first)
             if meter and not keeps_values(view.dtype, kind):
                 seen[kind].append(meter.look(planned, values.rows, part, first))
     return _Encoded([made[t.type] for t in task.tensors], [seen[t.type] for t in task.tensors])
 
 
 class _Values:
-    """The float32 values of a tile, which are decoded when they are first wanted."""
+    """The float32 values of a tile, which are decoded when they are first wanted.
+
+    *is_finite* is true once somebody has seen that none is NaN or Inf.
+    """
 
     def __init__(
         self,
@@ -288,6 +291,13 @@ class _Values:
         self._reader, self._engine, self._scratch = reader, engine, scratch
         self._tensor, self._first_row = tensor, first_row
         self._all: np.ndarray | None = None
+        self.is_finite = False
+
+    def check(self) -> None:
+        """Refuse NaN and Inf, if that was not done before."""
+        if not self.is_finite:
+            check_finite(self._engine, self.raw, self.dtype, self._tensor, self._first_row)
+            self.is_finite = True
 
     def all(self) -> np.ndarray:
         """Return all, float32 (n_rows, n_cols); those of a quantized tile (requantizing) are checked here."""
@@ -317,15 +327,22 @@ class _Values:
             kind.dequantize_rows(raw, floats)
 
 
-def _quantize(engine: quant.Engine, tensor: PlannedTensor, values: _Values, out: np.ndarray, first_row: int) -> None:
-    """Quantize rows of a tensor; those of each of its matrices have their own importance."""
+def _quantize(engine: quant.Engine, tensor: PlannedTensor, values: _Values, out: np.ndarray, first_row: int) -> bool:
+    """Quantize rows of a tensor, unless one is not finite, and say whether their scales were seen to be.
+
+    The rows of each of its matrices have their own importance.
+    """
     kind = quant.get(tensor.type)
+    if tensor.importance is None and values.dtype == "BF16" and (from_bf16 := engine.from_bf16(kind)):
+        if from_bf16(values.raw.view(np.uint16), out):
+            values.is_finite = True
+            return True
+        values.check()
+        return False
+    values.check()
     if tensor.importance is None:
-        if values.dtype == "BF16" and (from_bf16 := engine.from_bf16(kind)):
-            from_bf16(values.raw.view(np.uint16), out)
-        else:
-            engine.quantize_rows(kind, values.all(), out)
-        return
+        engine.quantize_rows(kind, values.all(), out)
+        return False
     floats = values.all()
     start, height = 0, tensor.shape[-2]
     while start < len(floats):
@@ -333,3 +350,4 @@ def _quantize(engine: quant.Engine, tensor: PlannedTensor, values: _Values, out:
         stop = min(len(floats), start + height - row)
         engine.quantize_rows(kind, floats[start:stop], out[start:stop], tensor.importance[matrix])
         start = stop
+    return False

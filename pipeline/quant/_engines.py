@@ -18,7 +18,7 @@ from pipeline.quant._native import NativeType
 from pipeline.quant._processes import Processes, processes
 
 Decoder = Callable[[U8, F32], None]
-Encoder = Callable[[U16, U8], None]
+Encoder = Callable[[U16, U8], bool]
 
 AUTO: Final = "auto"
 NAMES: Final = ("numpy", "fast")
@@ -83,7 +83,10 @@ class Engine(Protocol):
         """Return what does as `BlockType.dequantize_rows`, if this engine has something faster."""
 
     def from_bf16(self, kind: BlockType) -> Encoder | None:
-        """Return what quantizes bfloat16, uint16 (n_rows, n_cols), as `quantize_rows` does their values, if it can."""
+        """Return what quantizes bfloat16, uint16 (n_rows, n_cols), as `quantize_rows` does their values, if it can.
+
+        It says whether it saw that all numbers are finite, and no scale is bad; if not, it has to be looked for.
+        """
 
     def has_bad_scale(self, kind: BlockType, data: U8) -> bool:
         """Say whether `kind.bad_scale` finds a block in *data*, which is C-contiguous."""

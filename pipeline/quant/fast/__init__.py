@@ -21,12 +21,12 @@ from pipeline.quant._engines import Compared, Decoder, Encoder, NumpyEngine
 from pipeline.quant.fast import _compile
 from pipeline.quant.fast._compile import Processor, host
 from pipeline.quant.fast._kernel import Build, Kernel, reading_bf16
-from pipeline.quant.fast._look import MAGNITUDES, N_COMPARED, compare, largest_half, sum_of_squares
+from pipeline.quant.fast._look import MAGNITUDES, N_COMPARED, compare, largest_half, looking, sum_of_squares
 
 __all__ = ["FastEngine", "Processor", "host", "kernels"]
 
 
-_INFINITE_HALF = 0x7C00  # the bits of float16's infinity
+_INFINITE_HALF, _INFINITE_BF16 = 0x7C00, 0x7F80  # the bits of infinity
 
 # What LLVM takes, mostly pages of its own program: to bring compiled code into memory, and to compile.
 _LINK_BYTES, _COMPILE_BYTES = 14_000_000, 44_000_000
@@ -96,15 +96,24 @@ class FastEngine:
         return decode
 
     def from_bf16(self, kind: BlockType) -> Encoder | None:
-        """Return what quantizes bfloat16 as `quantize_rows` does their values; any kernel can."""
+        """Return what quantizes bfloat16 as `quantize_rows` does their values; any kernel can.
+
+        It looks at the numbers and at the scales itself: one call takes less than three, after each of which Python's
+        own memory has to come back into the cache.
+        """
         kernel = kernels().get(kind.name)
         if kernel is None or kind.name in self._from_bf16:
             return self._from_bf16.get(kind.name)
-        function = self._function(f"{kind.name}-from-bf16", reading_bf16(kernel.build))
+        sees_all = kind.has_only_half_scales and kind.block_size > 1  # of plain types, each number is to be looked at
+        build = looking(reading_bf16(kernel.build), kind.block_size, kind.type_size, kind.half_scales)
+        function = self._function(f"{kind.name}-from-bf16", build)
 
-        def encode(x: U16, out: U8) -> None:
+        def encode(x: U16, out: U8) -> bool:
             kind.check_bf16(x, out)
-            self._call(function, (x, kind.block_size), (out, kind.type_size), None, x.shape[1] // kind.block_size)
+            found, blocks_per_row = np.zeros(2, np.uint32), x.shape[1] // kind.block_size
+            self._call(function, (x, kind.block_size), (out, kind.type_size), (found, found), blocks_per_row)
+            number, scale = found.tolist()
+            return sees_all and number < _INFINITE_BF16 and scale < _INFINITE_HALF
 
         self._from_bf16[kind.name] = encode
         return encode
@@ -161,7 +170,7 @@ class FastEngine:
         function: _compile.Function,
         source: tuple[Array, int],
         target: tuple[Array, int],
-        weights: tuple[F32, F32] | None = None,
+        weights: tuple[Array, Array] | None = None,
         blocks_per_row: int = 1,
     ) -> None:
         """Run a kernel on arrays, each with the items of one block; fewer blocks than lanes are filled up."""
