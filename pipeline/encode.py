@@ -266,7 +266,7 @@ def _encode(
             if not _quantize(engine, planned, values, part, first):
                 check_encoded(engine, part, values.all, planned, first)
             if meter and not keeps_values(view.dtype, kind):
-                seen[kind].append(meter.look(planned, values.rows, part, first))
+                seen[kind].append(meter.look(planned, raw, values.decode, part, first))
     return _Encoded([made[t.type] for t in task.tensors], [seen[t.type] for t in task.tensors])
 
 
@@ -303,21 +303,14 @@ class _Values:
         """Return all, float32 (n_rows, n_cols); those of a quantized tile (requantizing) are checked here."""
         if self._all is None:
             floats = self._scratch.floats(len(self.raw), self._tensor.n_cols)
-            self._decode(self.raw, floats)
+            self.decode(self.raw, floats)
             if quant.get(self.dtype).block_size > 1:
                 check_finite(self._engine, floats.view(np.uint8), "F32", self._tensor, self._first_row)
             self._all = floats
         return self._all
 
-    def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return a copy of some rows of the tile, float32 (len(rows), n_cols)."""
-        if self._all is not None:
-            return np.take(self._all, rows, axis=0)
-        floats = np.empty((len(rows), self._tensor.n_cols), np.float32)
-        self._decode(self.raw[rows], floats)
-        return floats
-
-    def _decode(self, raw: np.ndarray, floats: np.ndarray) -> None:
+    def decode(self, raw: np.ndarray, floats: np.ndarray) -> None:
+        """Decode rows of the source's type, uint8 (n_rows, n_bytes), to float32 (n_rows, n_cols)."""
         kind = quant.get(self.dtype)
         if decode := self._engine.decoder(kind):
             decode(raw, floats)

@@ -54,15 +54,25 @@ class Sums:
         )
 
 
-Rows = Callable[[np.ndarray], np.ndarray]
+Decode = Callable[[np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of a tensor that wait to be measured: *values* float32 (n_rows, n_cols), *encoded* uint8, copies both."""
+    """Rows of a tensor that wait to be measured, copies.
 
-    values: np.ndarray
+    *raw* are as they were read, uint8 (n_rows, n_bytes); *decode* turns such rows into float32 (n_rows, n_cols).
+    """
+
+    raw: np.ndarray
     encoded: np.ndarray
+    decode: Decode
+    n_cols: int
+
+    @property
+    def n(self) -> int:
+        """The number of weights."""
+        return len(self.raw) * self.n_cols
 
 
 @dataclass(frozen=True)
@@ -169,8 +179,10 @@ def _rounded(value: float) -> float:
 
 
 def _measure(tensor: PlannedTensor, samples: Sequence[Sample], engine: quant.Engine) -> Sums:
-    values = np.concatenate([sample.values for sample in samples])
+    raw = np.concatenate([sample.raw for sample in samples])
     encoded = np.concatenate([sample.encoded for sample in samples])
+    values = _buffers.get("x", (len(raw), tensor.n_cols), np.float32)
+    samples[0].decode(raw, values)
     return measure_rows(quant.get(tensor.type), values, encoded, engine)
 
 
@@ -187,21 +199,24 @@ class ErrorMeter:
         self._sums: dict[tuple[str, str], Sums] = {}
         self._waiting: dict[str, tuple[PlannedTensor, list[Sample]]] = {}  # by recipe
 
-    def look(self, tensor: PlannedTensor, values: Rows, encoded: np.ndarray, first: int) -> Sums | Sample:
+    def look(
+        self, tensor: PlannedTensor, raw: np.ndarray, decode: Decode, encoded: np.ndarray, first: int
+    ) -> Sums | Sample:
         """Measure the sampled rows of a tile whose first row is row *first* of *tensor*, or keep them if they are few.
 
         What comes back is for `add`.
 
         Args:
             tensor: as it is planned.
-            values: gives rows of the source's values by their numbers in the tile, float32 (n, n_cols), as a copy.
+            raw: the tile as it was read, uint8 (n_rows, n_bytes).
+            decode: turns such rows into float32 (n_rows, n_cols).
             encoded: the tile's bytes, uint8 (n_rows, row_bytes).
             first: where the tile begins.
         """
         every = self.every if tensor.n_rows * tensor.n_cols > _SMALL else 1
         rows = _sample(first, first + len(encoded), every)
-        sample = Sample(values(rows), encoded[rows])
-        return sample if sample.values.size < _CHUNK else _measure(tensor, [sample], self.engine)
+        sample = Sample(raw[rows], encoded[rows], decode, tensor.n_cols)
+        return sample if sample.n < _CHUNK else _measure(tensor, [sample], self.engine)
 
     def add(self, recipe: str, tensor: PlannedTensor, found: Sums | Sample) -> None:
         """Count what `look` has *found* to *tensor* of the file of *recipe*."""
@@ -213,7 +228,7 @@ class ErrorMeter:
             return
         _, samples = self._waiting.setdefault(recipe, (tensor, []))
         samples.append(found)
-        if sum(sample.values.size for sample in samples) >= _ENOUGH:
+        if sum(sample.n for sample in samples) >= _ENOUGH:
             self._measure_waiting(recipe)
 
     def errors(self, plan: Plan) -> tuple[TensorError, ...]:
