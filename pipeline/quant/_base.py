@@ -292,8 +292,9 @@ class BlockType(ABC):
     def _equal_blocks(self, x: F32) -> tuple[Index, Index]:
         """Find the blocks of *x*, (n, block_size), with one value all over, if there are many; and the other ones."""
         values = x.view(self._same)
-        equal = (values[:, 0] == values[:, -1]).nonzero()[0]
-        if self.block_size == 1 or len(equal) < len(x) / 16:
+        # One value alone is no block to be found again.
+        equal = (values[:, 0] == values[:, -1]).nonzero()[0] if self.block_size > 1 else np.empty(0, np.intp)
+        if len(equal) < len(x) / 16:
             return equal[:0], equal[:0]
         is_equal = np.zeros(len(x), bool)
         is_equal[equal] = (values[equal] == values[equal, :1]).all(axis=1)

@@ -35,10 +35,11 @@ def nearest_int(f: Value) -> Value:
 def nearest_clipped(f: Value, low: int, high: int) -> Rounded:
     """Mirror `MAX(low, MIN(high, nearest_int(f)))`, for every float32.
 
-    With the exponent of 2**23 put back, the bits that C looks at are a float32 again, and the clip is one of floats.
+    With the exponent of 2**23 put back, the bits that C looks at are a float32 again; as it is positive, they may be
+    clipped as an integer, which is quicker.
     """
-    kept = (((f + MAGIC).bits() & _MANTISSA) | _EXPONENT).floats()
-    return Rounded(smaller(larger(kept, MAGIC + low), MAGIC + high))
+    kept = ((f + MAGIC).bits() & _MANTISSA) | _EXPONENT
+    return Rounded(smaller(larger(kept, _MAGIC_BITS + low), _MAGIC_BITS + high).floats())
 
 
 def nearest_below(f: Value, low: int) -> Rounded:

@@ -66,32 +66,13 @@ def make_qkx2_quants(code: Code, x: Rows, w: Rows, L: Rows, plan: Candidates) ->
 
     code.each(n_rounded, first)
     scale = 1 / inverse
-    sums = code.rows(3)
     best = Best(error(scale, low), scale, low, inverse, low)
 
     def candidate(step: Value, *state: Value) -> Best:
         best = Best(*state)
         numerator = step.to_float() * plan.delta + plan.first + n_max
         inverse = numerator.spread(code.lanes) / (high - best.min)
-
-        def moments(rounded: Callable[[Value], Rounded]) -> None:
-            def add(i: Value, sum_l: Value, sum_l2: Value, sum_xl: Value) -> tuple[Value, ...]:
-                l = rounded(inverse * (x[i] - best.min)).floats()
-                L[i] = l
-                wl = w[i] * l
-                return sum_l + wl, sum_l2 + wl * l, sum_xl + wl * x[i]
-
-            sums[0], sums[1], sums[2] = code.each(n, add, *[code.floats(0)] * 3)
-
-        # Roundings keep the order: that of the largest element, and of the smallest one, are the outermost ones.
-        outermost = inverse * (high - best.min)
-        is_below = (outermost < n_max + 0.5) & (inverse * (low - best.min) > -NEAREST_LIMIT) & (inverse > 0)
-        code.when(
-            is_below.all(),
-            lambda: moments(lambda f: nearest_below(f, 0)),
-            lambda: moments(lambda f: nearest_clipped(f, 0, n_max)),
-        )
-        sum_l, sum_l2, sum_xl = (sums[row] for row in range(3))
+        sum_l, sum_l2, sum_xl = _candidate_sums(x, w, L, plan, (low, high), (inverse, best.min))
         D = sum_w * sum_l2 - sum_l * sum_l
         this_scale = (sum_w * sum_xl - sum_x * sum_l) / D
         this_min = (sum_l2 * sum_x - sum_l * sum_xl) / D
@@ -106,6 +87,36 @@ def make_qkx2_quants(code: Code, x: Rows, w: Rows, L: Rows, plan: Candidates) ->
     best = Best(*code.loop(n_candidates, candidate, *best))
     zero = code.floats(0)
     return best.replaced(high == low, Best(zero, zero, low, zero, low))
+
+
+def _candidate_sums(
+    x: Rows, w: Rows, L: Rows, plan: Candidates, extremes: tuple[Value, Value], line: tuple[Value, Value]
+) -> list[Value]:
+    """Write L of a candidate of `make_qkx2_quants`, `inverse * (x - offset)` rounded, and return sum_l, sum_l2, sum_xl.
+
+    *extremes* are the smallest and the largest of x, *line* is the inverse and the offset.
+    """
+    code, (low, high), (inverse, offset) = x.start.code, extremes, line
+    sums = code.rows(3)
+
+    def sum_up(rounded: Callable[[Value], Rounded]) -> None:
+        def add(i: Value, sum_l: Value, sum_l2: Value, sum_xl: Value) -> tuple[Value, ...]:
+            l = rounded(inverse * (x[i] - offset)).floats()
+            L[i] = l
+            wl = w[i] * l
+            return sum_l + wl, sum_l2 + wl * l, sum_xl + wl * x[i]
+
+        sums[0], sums[1], sums[2] = code.each(plan.n, add, *[code.floats(0)] * 3)
+
+    # Roundings keep the order: that of the largest element, and of the smallest one, are the outermost ones.
+    outermost = inverse * (high - offset)
+    is_below = (outermost < plan.n_max + 0.5) & (inverse * (low - offset) > -NEAREST_LIMIT) & (inverse > 0)
+    code.when(
+        is_below.all(),
+        lambda: sum_up(lambda f: nearest_below(f, 0)),
+        lambda: sum_up(lambda f: nearest_clipped(f, 0, plan.n_max)),
+    )
+    return [sums[row] for row in range(3)]
 
 
 def make_qp_quants(n_max: int, x: Rows, w: Rows, L: Rows, n: int) -> Value:

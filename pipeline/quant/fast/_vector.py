@@ -285,11 +285,6 @@ class Rows:
         return self._start.code.lanes * self._lane_bytes
 
     @property
-    def element(self) -> Any:
-        """The type of a lane."""
-        return self._element
-
-    @property
     def start(self) -> Pointer:
         """Where the first row is."""
         return self._start

@@ -8,7 +8,7 @@ from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._math import fp16_to_fp32, fp32_to_fp16, nearest_clipped, nearest_int
 from pipeline.quant.fast._search import Best, Candidates, make_qkx2_quants, make_qp_quants
 from pipeline.quant.fast._tile import join_bytes, load_importance, pack_crumbs, super_blocks, weigh
-from pipeline.quant.fast._vector import INT, Code, Rows, Value, absolute, larger, where
+from pipeline.quant.fast._vector import FLOAT, INT, Code, Rows, Value, absolute, larger, where
 
 _BYTES = 84
 _QS, _D = 4, 20  # words before the quants and before d and dmin
@@ -45,7 +45,7 @@ def _build(code: Code, a: Arguments) -> None:
             t.w[i] = absolute(x[i])
 
         code.each(16, weight)
-        _keep(t, j, make_qkx2_quants(code, x, t.w, Rows(t.L.start, t.x.element), plan))
+        _keep(t, j, make_qkx2_quants(code, x, t.w, Rows(t.L.start, FLOAT), plan))
 
     def compute(_first: Value) -> None:
         code.loop(16, sub_block)
@@ -69,7 +69,7 @@ def _build_weighted(code: Code, a: Arguments) -> None:
         def sub_block(j: Value) -> None:
             x = t.x.after(j * 16)
             t.sums[j] = weigh(code, x, importance.after(j * 16), sigma2, t.w, 16)
-            _keep(t, j, make_qkx2_quants(code, x, t.w, Rows(t.L.start, t.x.element), plan))
+            _keep(t, j, make_qkx2_quants(code, x, t.w, Rows(t.L.start, FLOAT), plan))
 
         code.loop(16, sub_block)
         quants = code.rows(16, INT), code.rows(16, INT)
