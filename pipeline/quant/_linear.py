@@ -72,15 +72,14 @@ def make_qx_quants(x: F32, largest: F32, n_max: int, buf: SearchBuffers, roundin
 
 def _search_linear(x: F32, w: F32, largest: F32, n_max: int, scratch: list[F32], rounding: Round) -> tuple[F32, F32]:
     """Search all of *x*, (k, m); return scales and inverses.  `nearest_int` is a rounding here for finite x."""
-    wx, L, t = scratch
+    L, t = scratch
     zero, lowest, highest = np.float32(0), np.float32(-n_max), np.float32(n_max - 1)
-    np.multiply(w, x, out=wx)
 
     def moments(inverse: F32) -> tuple[Array, Array]:
         """Return the sums of `w*x*l` and of `w*l*l` with `l = nearest_int(inverse*x)`, clipped."""
         np.multiply(x, inverse, out=L)
         rounding(L, lowest, highest)
-        return dot_columns(t, wx, L), dot_columns(t, w, L, L)
+        return dot_columns(t, w, x, L), dot_columns(t, w, L, L)
 
     best_inverse = np.float32(-n_max) / largest
     sum_lx, sum_l2 = moments(best_inverse)

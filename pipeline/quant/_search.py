@@ -28,11 +28,11 @@ class SearchBuffers:
 
     def __init__(self, take: Take, k: int, m: int) -> None:
         self.w: F32 = take((k, m), np.float32)
-        self._rest: F32 = take((5 * k * m,), np.float32)
+        self._rest: F32 = take((4 * k * m,), np.float32)
 
     def shaped(self, k: int, m: int) -> list[F32]:
         """Return the other arrays as (k, m), contiguous."""
-        return list(self._rest[: 5 * k * m].reshape(5, k, m))
+        return list(self._rest[: 4 * k * m].reshape(4, k, m))
 
     def lay_out(self, x: F32, length: int, out: F32) -> None:
         """Write *x*, n rows of sub-blocks of *length*, as columns to *out*, (length, n_sub n); the rest is scratch.
@@ -197,7 +197,7 @@ def make_qkx_quants(x: F32, bounds: Range, plan: Candidates, buf: SearchBuffers)
             wild = at[wild]
     for start in range(0, len(wild), _EXACT_COLUMNS):
         at = wild[start : start + _EXACT_COLUMNS]
-        scratch = [np.empty((len(x), len(at)), np.float32) for _ in range(3)]
+        scratch = [np.empty((len(x), len(at)), np.float32) for _ in range(2)]
         part, w = np.take(x, at, axis=1), np.take(buf.w, at, axis=1)  # contiguous, unlike x[:, at]
         exact, _ = _search_affine(part, w, Range(low[at], bounds.high[at]), plan, scratch, round_exact)
         _put(found, at, exact)
@@ -221,7 +221,7 @@ def _search_affine(
     x: F32, w: F32, bounds: Range, plan: Candidates, scratch: list[F32], rounding: Round
 ) -> tuple[Affine, Index]:
     """Search all of *x*, (k, m); return what was found and where *rounding* may have left its range."""
-    L, t, u = scratch
+    L, t = scratch
     low, high = bounds
     total_error = _absolute_error if plan.use_mad else _squared_error
     zero, top = np.float32(0), np.float32(plan.n_max)
@@ -245,9 +245,7 @@ def _search_affine(
         np.divide(numerator, np.subtract(high, minimum, out=span), out=inverse)
         np.multiply(np.subtract(x, minimum, out=L), inverse, out=L)
         rounding(L, zero, top)
-        sum_l = column_sums(np.multiply(w, L, out=t))
-        sum_xl = dot_columns(u, t, x)
-        sum_l2 = dot_columns(t, t, L)
+        sum_l, sum_xl, sum_l2 = dot_columns(t, w, L), dot_columns(t, w, L, x), dot_columns(t, w, L, L)
         determinant = sum_w * sum_l2 - sum_l * sum_l
         scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         offset = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
