@@ -1,17 +1,20 @@
 """Checkpoint to Q4_K_M: wall time and peak memory, against llama.cpp's own two steps.
 
-    python -m bench.end_to_end [--layers N] [--rounds N] [--json FILE]
+    python -m bench.end_to_end [--layers N] [--rounds N] [--folder DIR] [--ours] [--json FILE]
 
 The checkpoint is made here: Llama layout, BF16, normal weights, 1.1 billion of them unless told otherwise.  The peer
-is llama-quantize from an F16 GGUF, and, where torch is installed, convert_hf_to_gguf.py in front of it.  Peak memory is
-the largest resident set that the kernel saw, pages of mapped files included.
+is llama-quantize from an F16 GGUF, and, where torch is installed, convert_hf_to_gguf.py in front of it; `--ours`
+leaves both out.  `--folder` keeps the checkpoint and the F16 file for the next time.  Peak memory is the largest
+resident set that the kernel saw, pages of mapped files included.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import statistics
@@ -28,6 +31,8 @@ import numpy as np
 from pipeline.runtime.llama import require_llama
 
 ROOT = Path(__file__).parent.parent
+# Rows written at once, some megabytes as in a download: the system keeps a file in memory in pieces as it was written.
+_PIECE = 1024
 HIDDEN, FEED_FORWARD, VOCABULARY, HEADS, HEADS_KV = 2048, 5632, 32000, 32, 4
 
 
@@ -55,9 +60,11 @@ def make_checkpoint(folder: Path, n_layers: int, seed: int = 1) -> int:
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for shape in shapes.values():
-            for _ in range(shape[0] if len(shape) > 1 else 1):
-                row = random.standard_normal(shape[-1], np.float32) * np.float32(0.02)
-                file.write((row.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+            n_rows = shape[0] if len(shape) > 1 else 1
+            for first in range(0, n_rows, _PIECE):
+                size = min(_PIECE, n_rows - first), shape[-1]
+                rows = random.standard_normal(size, np.float32) * np.float32(0.02)
+                file.write((rows.view(np.uint32) >> 16).astype(np.uint16).tobytes())
     return offset // 2
 
 
@@ -86,10 +93,10 @@ def _shapes(n_layers: int) -> dict[str, list[int]]:
 
 def measure(command: list[Any], **environment: str) -> dict[str, float]:
     """Run a command and return wall seconds, processor seconds, and peak memory in MB."""
+    inherited = {**os.environ, **environment}
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # whoever installed it has it compiled
     started = time.monotonic()
-    child = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **environment}
-    )
+    child = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=inherited)
     assert child.stderr is not None
     errors = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)
@@ -100,39 +107,35 @@ def measure(command: list[Any], **environment: str) -> dict[str, float]:
     return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss * unit / 1e6}
 
 
-def run(n_layers: int, rounds: int) -> dict[str, Any]:
-    """Measure ours and theirs in turn, *rounds* times, and return medians and ratios."""
-    llama = require_llama()
-    with tempfile.TemporaryDirectory(prefix="gguf-pipeline-bench-", dir=os.environ.get("BENCH_DIR")) as scratch:
-        folder = Path(scratch)
-        checkpoint = folder / "checkpoint"
-        n_weights = make_checkpoint(checkpoint, n_layers)
-        ours = [
-            sys.executable,
-            "-m",
-            "pipeline.cli",
-            "publish",
-            checkpoint,
-            "--quant",
-            "Q4_K_M",
-            "--proof",
-            "none",
-            "--json",
-        ]
-        f16 = folder / "f16.gguf"
-        convert = [sys.executable, "-m", "pipeline.cli", "convert", checkpoint, "-o", f16, "--dtype", "f16"]
-        first = measure(convert)
-        theirs = [llama.program("llama-quantize"), f16, folder / "theirs.gguf", "Q4_K_M", str(os.cpu_count())]
-        peer = _converter(llama, checkpoint, folder / "peer-f16.gguf")
-        samples: dict[str, list[dict[str, float]]] = {"ours": [], "llama-quantize": [], "convert_hf_to_gguf": []}
-        for _ in range(rounds):
-            store = folder / "store"
-            samples["ours"].append(measure(ours, GGUF_PIPELINE_STORE=str(store), XDG_DATA_HOME=str(folder)))
-            shutil.rmtree(store)
-            samples["llama-quantize"].append(measure(theirs))
-            if peer:
-                samples["convert_hf_to_gguf"].append(measure(peer))
+def run(n_layers: int, rounds: int, folder: Path, *, with_peers: bool = True) -> dict[str, Any]:
+    """Measure ours and theirs in turn, *rounds* times, and return medians and ratios; *folder* is worked in."""
+    checkpoint, f16, store = folder / f"checkpoint-{n_layers}", folder / f"f16-{n_layers}.gguf", folder / "store"
+    if not checkpoint.exists():
+        unfinished = checkpoint.with_suffix(".part")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        make_checkpoint(unfinished, n_layers)
+        unfinished.rename(checkpoint)
+    n_weights = sum(math.prod(shape) for shape in _shapes(n_layers).values())
+    tool = [sys.executable, "-m", "pipeline.cli"]
+    # Its first run is what compiles Python and kernels, and brings the checkpoint into memory.
+    first = measure([*tool, "convert", checkpoint, "-o", f16, "--dtype", "f16"])
+    commands = {"ours": [*tool, "publish", checkpoint, "--quant", "Q4_K_M", "--proof", "none", "--json"]}
+    if with_peers:
+        commands |= _peers(f16, checkpoint, folder)
+    samples: dict[str, list[dict[str, float]]] = {who: [] for who in commands}
+    for _ in range(rounds):
+        for who, command in commands.items():
+            samples[who].append(measure(command, GGUF_PIPELINE_STORE=str(store), XDG_DATA_HOME=str(folder / "data")))
+            shutil.rmtree(store, ignore_errors=True)
     return _summary(n_weights, samples, first)
+
+
+def _peers(f16: Path, checkpoint: Path, folder: Path) -> dict[str, list[Any]]:
+    """Give the commands of llama.cpp's two steps; the first one needs torch."""
+    llama = require_llama()
+    quantizer = [llama.program("llama-quantize"), f16, folder / "theirs.gguf", "Q4_K_M", str(os.cpu_count())]
+    converter = _converter(llama, checkpoint, folder / "peer-f16.gguf")
+    return {"llama-quantize": quantizer} | ({"convert_hf_to_gguf": converter} if converter else {})
 
 
 def _converter(llama: Any, checkpoint: Path, output: Path) -> list[Any] | None:
@@ -153,19 +156,19 @@ def _summary(n_weights: int, samples: dict[str, list[dict[str, float]]], first: 
     medians = {
         who: {key: statistics.median(s[key] for s in runs) for key in runs[0]} for who, runs in samples.items() if runs
     }
-    ours, quantizer = medians["ours"], medians["llama-quantize"]
     result: dict[str, Any] = {
         "weights": n_weights,
         "rounds": len(samples["ours"]),
         "cores": os.cpu_count(),
         **medians,
         "convert to F16": first,
-        "wall / llama-quantize": ours["wall"] / quantizer["wall"],
-        "memory / llama-quantize": ours["peak_mb"] / quantizer["peak_mb"],
     }
-    if "convert_hf_to_gguf" in medians:
-        both = medians["convert_hf_to_gguf"]["wall"] + quantizer["wall"]
-        result["wall / both steps"] = ours["wall"] / both
+    ours, quantizer, converter = (medians.get(who) for who in ("ours", "llama-quantize", "convert_hf_to_gguf"))
+    if ours and quantizer:
+        result["wall / llama-quantize"] = ours["wall"] / quantizer["wall"]
+        result["memory / llama-quantize"] = ours["peak_mb"] / quantizer["peak_mb"]
+    if ours and quantizer and converter:
+        result["wall / both steps"] = ours["wall"] / (converter["wall"] + quantizer["wall"])
     return result
 
 
@@ -187,9 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=22, help="22 give 1.10 billion weights")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="work here, and keep what is made")
+    parser.add_argument("--ours", action="store_true", help="leave out the peers")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
-    result = run(given.layers, given.rounds)
+    with contextlib.ExitStack() as stack:
+        scratch = given.folder or stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="gguf-pipeline-bench-", dir=os.environ.get("BENCH_DIR"))
+        )
+        result = run(given.layers, given.rounds, Path(scratch), with_peers=not given.ours)
     show(result)
     if given.json:
         given.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,43 +1,38 @@
 """From plans to files: every source tile is read and decoded once, encoded for every output, written in order.
 
-Worker threads encode tiles; the calling thread writes and hashes them in plan order, so the files are the same whatever
-the number of threads.  Memory is one tile, with its encodings, for each tile in flight.
+Worker threads encode tasks, a few tiles each; the calling thread writes and hashes them in plan order, so the files are
+the same whatever the number of threads.  Memory is one tile for each worker, and the encodings of each task in flight.
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline import quant
 from pipeline.checkpoint import TensorReader
-from pipeline.errors import FormatError
 from pipeline.gguf import GgufWriter, tensor_bytes
 from pipeline.machine import usable_cores
 from pipeline.measure import ErrorMeter, Sample, Sums, keeps_values
-from pipeline.types import Blob, Plan, PlannedTensor, View
+from pipeline.soundness import check_encoded, check_finite
+from pipeline.types import Blob, Plan, PlannedTensor
 
 # The most elements in a tile; an engine may want fewer.
 TILE_ELEMENTS = 1 << 19
 
-# Tiles in flight beside those that are encoded: with two, workers waited while the oldest one was written.
-_AHEAD = 4
+# A task is as many tiles as come to so many bytes for the outputs, one at least: handing over costs what a tile does.
+_TASK_BYTES = 5 << 18
 
-# Exponent bits that are all ones mean Inf or NaN; a magnitude from here on is not finite.
-_NOT_FINITE: dict[str, tuple[Any, int, int]] = {
-    "BF16": (np.uint16, 0x7FFF, 0x7F80),
-    "F16": (np.uint16, 0x7FFF, 0x7C00),
-    "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
-    "MXFP4": (np.uint8, 0xFF, 0xFF),  # the scale of a block, its first byte
-}
+# Tasks in flight beside those that are encoded: with two, workers waited while the oldest one was written.
+_AHEAD = 4
 
 Progress = Callable[[int, int], None]
 
@@ -51,16 +46,17 @@ class Output:
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """Rows *first* to *stop* of one tensor, planned once for each output."""
+class _Task:
+    """Rows *first* to *stop* of one tensor, planned once for each output; they are encoded *step* rows at a time."""
 
     tensors: tuple[PlannedTensor, ...]
     first: int
     stop: int
+    step: int
 
 
 class _Scratch:
-    """Buffers of one tile in flight; they grow to the largest tile and are used again."""
+    """Buffers of one task or worker; they grow to the largest that is wanted and are used again."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, np.ndarray] = {}
@@ -81,10 +77,17 @@ class _Scratch:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What became of a tile, for each output: its bytes (n_rows, row_bytes), and what the meter saw of it."""
+    """What became of a task, for each output: its bytes (n_rows, row_bytes), and what the meter saw of each tile."""
 
     parts: list[np.ndarray]
-    seen: list[Sums | Sample | None]
+    seen: list[list[Sums | Sample]]
+
+
+class _Own(threading.local):
+    """What a worker thread keeps from tile to tile, so that it stays in the cache of its core."""
+
+    def __init__(self) -> None:
+        self.scratch = _Scratch()
 
 
 def encode(
@@ -118,23 +121,24 @@ def encode(
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(GgufWriter(out.path, out.plan)) for out in outputs]
         chosen = choose_engine(engine, [out.plan.tensors for out in outputs])
-        chosen = stack.enter_context(chosen.in_parallel(workers, total))
+        chosen = stack.enter_context(chosen.in_parallel(workers, _to_quantize([out.plan.tensors for out in outputs])))
         if meter:
             meter.engine = chosen
         pool = stack.enter_context(ThreadPoolExecutor(workers, "encode"))
         if on_error is not None:
             stack.push(lambda kind, _error, _trace: on_error() if kind else None)
-        tiles = _tiles(zip(*(out.plan.tensors for out in outputs), strict=True), chosen)
-        for tile, encoded in _in_order(pool, workers, tiles, reader, chosen, meter):
-            for output, (writer, tensor, part) in enumerate(zip(writers, tile.tensors, encoded.parts, strict=True)):
-                if tile.first == 0:
+        tasks = _tasks(zip(*(out.plan.tensors for out in outputs), strict=True), chosen)
+        for task, encoded in _in_order(pool, workers, tasks, reader, chosen, meter):
+            for output, (writer, tensor, part) in enumerate(zip(writers, task.tensors, encoded.parts, strict=True)):
+                if task.first == 0:
                     writer.begin(tensor)
                 writer.write(part)
-                if tile.stop == tensor.n_rows:
+                if task.stop == tensor.n_rows:
                     writer.end()
-                if meter and (seen := encoded.seen[output]):
-                    meter.add(outputs[output].plan.recipe, tensor, seen)
-            done += (tile.stop - tile.first) * tile.tensors[0].n_cols
+                if meter:
+                    for seen in encoded.seen[output]:
+                        meter.add(outputs[output].plan.recipe, tensor, seen)
+            done += (task.stop - task.first) * task.tensors[0].n_cols
             if progress:
                 progress(done, total)
         return [writer.commit() for writer in writers]
@@ -151,12 +155,11 @@ def derive(
         FormatError: as `encode` does.
     """
     workers = threads or usable_cores()
-    chosen, total = choose_engine(engine, [tensors]), sum(t.n_rows * t.n_cols for t in tensors)
-    with chosen.in_parallel(workers, total) as chosen, ThreadPoolExecutor(workers, "derive") as pool:
-        for tile, encoded in _in_order(
-            pool, workers, _tiles(((tensor,) for tensor in tensors), chosen), reader, chosen
-        ):
-            yield tile.tensors[0], tile.first, encoded.parts[0]
+    chosen, n_weights = choose_engine(engine, [tensors]), _to_quantize([tensors])
+    with chosen.in_parallel(workers, n_weights) as chosen, ThreadPoolExecutor(workers, "derive") as pool:
+        tasks = _tasks(((tensor,) for tensor in tensors), chosen)
+        for task, encoded in _in_order(pool, workers, tasks, reader, chosen):
+            yield task.tensors[0], task.first, encoded.parts[0]
 
 
 def choose_engine(name: str, files: Sequence[Sequence[PlannedTensor]]) -> quant.Engine:
@@ -166,32 +169,42 @@ def choose_engine(name: str, files: Sequence[Sequence[PlannedTensor]]) -> quant.
         UsageError: if there is no such engine.
         ToolError: if it is not installed.
     """
+    return quant.get_engine(name, _work(files))
+
+
+def _work(files: Sequence[Sequence[PlannedTensor]]) -> Counter[str]:
+    """Count the weights that become each type, by its name."""
     work = Counter[str]()
     for tensors in zip(*files, strict=True):
         dtype = tensors[0].view.dtype if tensors[0].view else tensors[0].type
         for kind in {tensor.type for tensor in tensors} - {dtype}:
             work[kind] += tensors[0].n_rows * tensors[0].n_cols
-    return quant.get_engine(name, work)
+    return work
+
+
+def _to_quantize(files: Sequence[Sequence[PlannedTensor]]) -> int:
+    """Count the weights that become blocks, for each type anew: what is merely converted needs no processes."""
+    return sum(n for kind, n in _work(files).items() if quant.get(kind).block_size > 1)
 
 
 def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) -> int:
     """Estimate the most memory that `encode` takes: tiles in flight, and what each worker uses beside them."""
     chosen = choose_engine(engine, [plan.tensors for plan in plans])
-    raw = made = 0
+    own = made = 0
     wanted: set[str] = set()
-    for tensors in zip(*(plan.tensors for plan in plans), strict=True):
-        first = tensors[0]
-        n = min(first.n_rows, _rows_of_tile(first.n_cols, chosen)) * first.n_cols
+    for task in _tasks(zip(*(plan.tensors for plan in plans), strict=True), chosen, only_first=True):
+        first, kinds = task.tensors[0], {tensor.type for tensor in task.tensors}
         dtype = first.view.dtype if first.view else first.type
-        kinds = {tensor.type for tensor in tensors} - {dtype}
-        raw = max(raw, _bytes_of(dtype, n))
-        has_floats = any(first.importance is not None or not _is_direct(dtype, kind, chosen) for kind in kinds)
-        made = max(made, sum(_bytes_of(kind, n) for kind in kinds) + has_floats * 4 * n)
-        wanted |= kinds
-    # Beside its tile a worker has the tile's bits, checked for NaN.
-    tiles = (threads + _AHEAD) * (raw + made) + threads * 2 * raw
-    total = sum(t.n_rows * t.n_cols for t in plans[0].tensors) if plans else 0
-    return tiles + chosen.memory_bytes(wanted, threads, total)
+        n = min(task.step, task.stop) * first.n_cols
+        has_floats = any(
+            first.importance is not None or not _is_direct(dtype, kind, chosen) for kind in kinds - {dtype}
+        )
+        # As it is read, its bits when they are checked for NaN, its values.
+        own = max(own, 3 * tensor_bytes(dtype, (n,)) + has_floats * 4 * n)
+        made = max(made, task.stop * sum(tensor_bytes(kind, (first.n_cols,)) for kind in kinds))
+        wanted |= kinds - {dtype}
+    n_weights = _to_quantize([plan.tensors for plan in plans])
+    return (threads + _AHEAD) * made + threads * own + chosen.memory_bytes(wanted, threads, n_weights)
 
 
 def _is_direct(dtype: str, kind: str, engine: quant.Engine) -> bool:
@@ -199,47 +212,45 @@ def _is_direct(dtype: str, kind: str, engine: quant.Engine) -> bool:
     return dtype == "BF16" and engine.reads_bf16(quant.get(kind))
 
 
-def _bytes_of(kind: str, n: int) -> int:
-    return tensor_bytes(kind, (n,))
-
-
-def _rows_of_tile(n_cols: int, engine: quant.Engine) -> int:
-    return max(1, min(TILE_ELEMENTS, engine.tile_elements) // n_cols)
-
-
-def _tiles(planned: Iterable[tuple[PlannedTensor, ...]], engine: quant.Engine) -> Iterator[_Tile]:
+def _tasks(
+    planned: Iterable[tuple[PlannedTensor, ...]], engine: quant.Engine, *, only_first: bool = False
+) -> Iterator[_Task]:
+    """Cut tensors into tasks; *only_first* gives the first one of each, which is the largest."""
     for tensors in planned:
         n_rows, n_cols = tensors[0].n_rows, tensors[0].n_cols
-        step = _rows_of_tile(n_cols, engine)
-        for first in range(0, n_rows, step):
-            yield _Tile(tensors, first, min(first + step, n_rows))
+        step = max(1, min(TILE_ELEMENTS, engine.tile_elements) // n_cols)
+        row_bytes = sum(tensor_bytes(kind, (n_cols,)) for kind in {tensor.type for tensor in tensors})
+        height = step * max(1, _TASK_BYTES // (step * row_bytes))
+        for first in range(0, min(1, n_rows) if only_first else n_rows, height):
+            yield _Task(tensors, first, min(first + height, n_rows), step)
 
 
 def _in_order(
     pool: ThreadPoolExecutor,
     workers: int,
-    tiles: Iterator[_Tile],
+    tasks: Iterator[_Task],
     reader: TensorReader,
     engine: quant.Engine,
     meter: ErrorMeter | None = None,
-) -> Iterator[tuple[_Tile, _Encoded]]:
-    """Encode tiles on the pool, a few ahead of the writer, and give them back in their order."""
+) -> Iterator[tuple[_Task, _Encoded]]:
+    """Encode tasks on the pool, a few ahead of the writer, and give them back in their order."""
+    own = _Own()
     free: queue.SimpleQueue[_Scratch] = queue.SimpleQueue()
     for _ in range(workers + _AHEAD):
         free.put(_Scratch())
-    waiting: deque[tuple[_Tile, _Scratch, Future[_Encoded]]] = deque()
+    waiting: deque[tuple[_Task, _Scratch, Future[_Encoded]]] = deque()
 
-    def oldest() -> Iterator[tuple[_Tile, _Encoded]]:
-        tile, scratch, future = waiting.popleft()
-        yield tile, future.result()
+    def oldest() -> Iterator[tuple[_Task, _Encoded]]:
+        task, scratch, future = waiting.popleft()
+        yield task, future.result()
         free.put(scratch)
 
     try:
-        for tile in tiles:
+        for task in tasks:
             if free.empty():
                 yield from oldest()
             scratch = free.get()
-            waiting.append((tile, scratch, pool.submit(_encode_tile, tile, reader, engine, scratch, meter)))
+            waiting.append((task, scratch, pool.submit(_encode, task, reader, engine, scratch, own, meter)))
         while waiting:
             yield from oldest()
     finally:
@@ -247,35 +258,41 @@ def _in_order(
             future.cancel()
 
 
-def _encode_tile(
-    tile: _Tile, reader: TensorReader, engine: quant.Engine, scratch: _Scratch, meter: ErrorMeter | None
+def _encode(
+    task: _Task, reader: TensorReader, engine: quant.Engine, scratch: _Scratch, own: _Own, meter: ErrorMeter | None
 ) -> _Encoded:
-    """Read and check one tile, and encode it for each output; a type that several want is made once."""
-    tensor = tile.tensors[0]
+    """Read, check and encode the tiles of a task for each output; a type that several want is made once."""
+    tensor, n_rows = task.tensors[0], task.stop - task.first
     view = tensor.view
     assert view is not None  # noqa: S101  only hand-made plans, for headers, have none
-    n_rows = tile.stop - tile.first
-    raw = scratch.bytes("raw", n_rows, tensor_bytes(view.dtype, (tensor.n_cols,)))
-    view.read(reader, np.arange(tile.first, tile.stop, dtype=np.int64), slice(None), raw)
-    if view.dtype in _NOT_FINITE:
-        _check_finite(engine, raw, view.dtype, view, tensor, tile.first)
-    values = _Values(reader, engine, scratch, raw, tensor, tile.first)
-    made = {view.dtype: raw}
-    seen: dict[str, Sums | Sample] = {}
-    for planned in tile.tensors:
-        if planned.type in made:
-            continue
-        part = scratch.bytes(planned.type, n_rows, quant.get(planned.type).row_bytes(tensor.n_cols))
-        _quantize(engine, planned, values, part, tile.first)
-        _check_encoded(engine, part, values, planned, tile.first)
-        if meter and not keeps_values(view.dtype, planned.type):
-            seen[planned.type] = meter.look(planned, values.rows, part, tile.first)
-        made[planned.type] = part
-    return _Encoded([made[t.type] for t in tile.tensors], [seen.get(t.type) for t in tile.tensors])
+    by_type = {planned.type: planned for planned in task.tensors}
+    made = {kind: scratch.bytes(kind, n_rows, tensor_bytes(kind, (tensor.n_cols,))) for kind in by_type}
+    seen: dict[str, list[Sums | Sample]] = {kind: [] for kind in by_type}
+    kept = made.get(view.dtype)
+    for first in range(task.first, task.stop, task.step):
+        stop = min(first + task.step, task.stop)
+        place = slice(first - task.first, stop - task.first)
+        row_bytes = tensor_bytes(view.dtype, (tensor.n_cols,))
+        raw = own.scratch.bytes("raw", stop - first, row_bytes) if kept is None else kept[place]
+        view.read(reader, np.arange(first, stop, dtype=np.int64), slice(None), raw)
+        values = _Values(reader, engine, own.scratch, raw, tensor, first)
+        for kind, planned in by_type.items():
+            if kind == view.dtype:
+                values.check()
+                continue
+            part = made[kind][place]
+            if not _quantize(engine, planned, values, part, first):
+                check_encoded(engine, part, values.all, planned, first)
+            if meter and not keeps_values(view.dtype, kind):
+                seen[kind].append(meter.look(planned, raw, values.decode, part, first))
+    return _Encoded([made[t.type] for t in task.tensors], [seen[t.type] for t in task.tensors])
 
 
 class _Values:
-    """The float32 values of a tile, which are decoded when they are first wanted."""
+    """The float32 values of a tile, which are decoded when they are first wanted.
+
+    *is_finite* is true once somebody has seen that none is NaN or Inf.
+    """
 
     def __init__(
         self,
@@ -292,26 +309,26 @@ class _Values:
         self._reader, self._engine, self._scratch = reader, engine, scratch
         self._tensor, self._first_row = tensor, first_row
         self._all: np.ndarray | None = None
+        self.is_finite = False
+
+    def check(self) -> None:
+        """Refuse NaN and Inf, if that was not done before."""
+        if not self.is_finite:
+            check_finite(self._engine, self.raw, self.dtype, self._tensor, self._first_row)
+            self.is_finite = True
 
     def all(self) -> np.ndarray:
         """Return all, float32 (n_rows, n_cols); those of a quantized tile (requantizing) are checked here."""
         if self._all is None:
             floats = self._scratch.floats(len(self.raw), self._tensor.n_cols)
-            self._decode(self.raw, floats)
-            if quant.get(self.dtype).block_size > 1 and (view := self._tensor.view):
-                _check_finite(self._engine, floats.view(np.uint8), "F32", view, self._tensor, self._first_row)
+            self.decode(self.raw, floats)
+            if quant.get(self.dtype).block_size > 1:
+                check_finite(self._engine, floats.view(np.uint8), "F32", self._tensor, self._first_row)
             self._all = floats
         return self._all
 
-    def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return a copy of some rows of the tile, float32 (len(rows), n_cols)."""
-        if self._all is not None:
-            return np.take(self._all, rows, axis=0)
-        floats = np.empty((len(rows), self._tensor.n_cols), np.float32)
-        self._decode(self.raw[rows], floats)
-        return floats
-
-    def _decode(self, raw: np.ndarray, floats: np.ndarray) -> None:
+    def decode(self, raw: np.ndarray, floats: np.ndarray) -> None:
+        """Decode rows of the source's type, uint8 (n_rows, n_bytes), to float32 (n_rows, n_cols)."""
         kind = quant.get(self.dtype)
         if decode := self._engine.decoder(kind):
             decode(raw, floats)
@@ -321,15 +338,22 @@ class _Values:
             kind.dequantize_rows(raw, floats)
 
 
-def _quantize(engine: quant.Engine, tensor: PlannedTensor, values: _Values, out: np.ndarray, first_row: int) -> None:
-    """Quantize rows of a tensor; those of each of its matrices have their own importance."""
+def _quantize(engine: quant.Engine, tensor: PlannedTensor, values: _Values, out: np.ndarray, first_row: int) -> bool:
+    """Quantize rows of a tensor, unless one is not finite, and say whether their scales were seen to be.
+
+    The rows of each of its matrices have their own importance.
+    """
     kind = quant.get(tensor.type)
+    if tensor.importance is None and values.dtype == "BF16" and (from_bf16 := engine.from_bf16(kind)):
+        if from_bf16(values.raw.view(np.uint16), out):
+            values.is_finite = True
+            return True
+        values.check()
+        return False
+    values.check()
     if tensor.importance is None:
-        if values.dtype == "BF16" and (from_bf16 := engine.from_bf16(kind)):
-            from_bf16(values.raw.view(np.uint16), out)
-        else:
-            engine.quantize_rows(kind, values.all(), out)
-        return
+        engine.quantize_rows(kind, values.all(), out)
+        return False
     floats = values.all()
     start, height = 0, tensor.shape[-2]
     while start < len(floats):
@@ -337,54 +361,4 @@ def _quantize(engine: quant.Engine, tensor: PlannedTensor, values: _Values, out:
         stop = min(len(floats), start + height - row)
         engine.quantize_rows(kind, floats[start:stop], out[start:stop], tensor.importance[matrix])
         start = stop
-
-
-def _check_finite(
-    engine: quant.Engine, raw: np.ndarray, dtype: str, view: View, tensor: PlannedTensor, first_row: int
-) -> None:
-    """Refuse NaN and Inf by their exponent bits, before decoding."""
-    unsigned, mask, limit = _NOT_FINITE[dtype]
-    kind = quant.get(dtype)
-    is_packed = kind.block_size > 1
-    bits = raw.reshape(len(raw), -1, kind.type_size)[..., 0] if is_packed else raw.view(unsigned)
-    largest = int(bits.max(initial=0)) if is_packed else engine.largest_magnitude(bits)
-    if largest >= limit:
-        magnitude = bits & unsigned(mask)
-        row, column = (int(i) for i in np.argwhere(magnitude >= limit)[0])
-        place = f"row {first_row + row}, column {column * kind.block_size} of {tensor.name}"
-        raise FormatError(
-            "a weight is NaN or Inf",
-            where=", ".join(f"{s.path.name}, tensor {s.name}" for s in view.sources[:1]) or tensor.name,
-            expected="finite weights",
-            found=f"bits {int(bits[row, column]):#x} in {place}",
-            hint="the checkpoint is damaged or its training diverged; download it again or take another one",
-        )
-
-
-def _check_encoded(
-    engine: quant.Engine, part: np.ndarray, values: _Values, tensor: PlannedTensor, first_row: int
-) -> None:
-    """Refuse weights or scales that float16 cannot hold, as llama-quantize's check of rows does."""
-    kind = quant.get(tensor.type)
-    if kind.name == "F16":
-        halves = part.view(np.uint16)
-        if engine.largest_magnitude(halves) >= 0x7C00:
-            infinite = (halves & np.uint16(0x7FFF)) >= np.uint16(0x7C00)
-            row, column = (int(i) for i in np.argwhere(infinite)[0])
-            raise FormatError(
-                "a weight is too large for float16",
-                where=f"tensor {tensor.name}, row {first_row + row}, column {column}",
-                expected="at most 65504 in magnitude",
-                found=float(values.all()[row, column]),
-                hint="use BF16 or F32 instead",
-            )
-    if engine.has_bad_scale(kind, part) and (place := kind.bad_scale(part)):
-        row, column = place[0], place[1] * kind.block_size
-        block = values.all()[row, column : column + kind.block_size]
-        raise FormatError(
-            f"weights are too large for {kind.name}: a scale does not fit into float16",
-            where=f"tensor {tensor.name}, row {first_row + row}, columns {column} to {column + kind.block_size - 1}",
-            expected="scales of at most 65504 in magnitude",
-            found=f"weights up to {float(np.abs(block).max()):g}",
-            hint="use BF16 or F32 instead; are these weights meant?",
-        )
+    return False

@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -53,15 +54,25 @@ class Sums:
         )
 
 
-Rows = Callable[[np.ndarray], np.ndarray]
+Decode = Callable[[np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of a tensor that wait to be measured: *values* float32 (n_rows, n_cols), *encoded* uint8, copies both."""
+    """Rows of a tensor that wait to be measured, copies.
 
-    values: np.ndarray
+    *raw* are as they were read, uint8 (n_rows, n_bytes); *decode* turns such rows into float32 (n_rows, n_cols).
+    """
+
+    raw: np.ndarray
     encoded: np.ndarray
+    decode: Decode
+    n_cols: int
+
+    @property
+    def n(self) -> int:
+        """The number of weights."""
+        return len(self.raw) * self.n_cols
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,12 @@ def sampled_rows(first: int, stop: int, every: int) -> np.ndarray:
     return rows[(first <= rows) & (rows < stop)]
 
 
+@lru_cache(1024)
+def _sample(first: int, stop: int, every: int) -> np.ndarray:
+    """Give the sampled rows by their numbers in the tile; tensors of one height share them."""
+    return sampled_rows(first, stop, every) - first
+
+
 class _Buffers(threading.local):
     """Scratch of one thread; fresh arrays of this size would cost more in page faults than the sums do."""
 
@@ -117,31 +134,25 @@ _buffers = _Buffers()
 
 
 def measure_rows(
-    kind: quant.BlockType, values: np.ndarray, encoded: np.ndarray, rows: np.ndarray, engine: quant.Engine | None = None
+    kind: quant.BlockType, values: np.ndarray, encoded: np.ndarray, engine: quant.Engine | None = None
 ) -> Sums:
-    """Compare *rows* of two arrays.
+    """Compare the rows of two arrays.
 
     Args:
         kind: the type of what is encoded.
-        values: the source's, float32 (n_rows, n_cols).
-        encoded: uint8 (n_rows, row_bytes).
-        rows: the row numbers to compare.
-        engine: what adds up, NumPy by default.
+        values: the source's, float32 (n_rows, n_cols), C-contiguous.
+        encoded: uint8 (n_rows, row_bytes), C-contiguous.
+        engine: what decodes and adds up, NumPy by default.
     """
     engine = engine or quant.NumpyEngine()
-    n_cols = values.shape[1]
-    step = max(1, _CHUNK // n_cols)
+    decode = engine.decoder(kind) or kind.dequantize_rows
+    step = max(1, _CHUNK // values.shape[1])
     sums = Sums()
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        shape = (len(some), n_cols)
-        blocks = _buffers.get("blocks", (len(some), encoded.shape[1]), np.uint8)
-        y = _buffers.get("y", shape, np.float32)
-        np.take(encoded, some, axis=0, out=blocks, mode="clip")  # the other modes make a copy of their own
-        kind.dequantize_rows(blocks, y)
-        x = _buffers.get("x", shape, np.float32)
-        np.take(values, some, axis=0, out=x, mode="clip")
-        sums += Sums(len(some), x.size, *engine.compare(x.reshape(-1), y.reshape(-1)))
+    for start in range(0, len(values), step):
+        x = values[start : start + step]
+        y = _buffers.get("y", x.shape, np.float32)
+        decode(encoded[start : start + step], y)
+        sums += Sums(len(x), x.size, *engine.compare(x.reshape(-1), y.reshape(-1)))
     return sums
 
 
@@ -168,9 +179,11 @@ def _rounded(value: float) -> float:
 
 
 def _measure(tensor: PlannedTensor, samples: Sequence[Sample], engine: quant.Engine) -> Sums:
-    values = np.concatenate([sample.values for sample in samples])
+    raw = np.concatenate([sample.raw for sample in samples])
     encoded = np.concatenate([sample.encoded for sample in samples])
-    return measure_rows(quant.get(tensor.type), values, encoded, np.arange(len(values)), engine)
+    values = _buffers.get("x", (len(raw), tensor.n_cols), np.float32)
+    samples[0].decode(raw, values)
+    return measure_rows(quant.get(tensor.type), values, encoded, engine)
 
 
 class ErrorMeter:
@@ -186,21 +199,24 @@ class ErrorMeter:
         self._sums: dict[tuple[str, str], Sums] = {}
         self._waiting: dict[str, tuple[PlannedTensor, list[Sample]]] = {}  # by recipe
 
-    def look(self, tensor: PlannedTensor, values: Rows, encoded: np.ndarray, first: int) -> Sums | Sample:
+    def look(
+        self, tensor: PlannedTensor, raw: np.ndarray, decode: Decode, encoded: np.ndarray, first: int
+    ) -> Sums | Sample:
         """Measure the sampled rows of a tile whose first row is row *first* of *tensor*, or keep them if they are few.
 
         What comes back is for `add`.
 
         Args:
             tensor: as it is planned.
-            values: gives rows of the source's values by their numbers in the tile, float32 (n, n_cols), as a copy.
+            raw: the tile as it was read, uint8 (n_rows, n_bytes).
+            decode: turns such rows into float32 (n_rows, n_cols).
             encoded: the tile's bytes, uint8 (n_rows, row_bytes).
             first: where the tile begins.
         """
         every = self.every if tensor.n_rows * tensor.n_cols > _SMALL else 1
-        rows = sampled_rows(first, first + len(encoded), every) - first
-        sample = Sample(values(rows), encoded[rows])
-        return sample if sample.values.size < _CHUNK else _measure(tensor, [sample], self.engine)
+        rows = _sample(first, first + len(encoded), every)
+        sample = Sample(raw[rows], encoded[rows], decode, tensor.n_cols)
+        return sample if sample.n < _CHUNK else _measure(tensor, [sample], self.engine)
 
     def add(self, recipe: str, tensor: PlannedTensor, found: Sums | Sample) -> None:
         """Count what `look` has *found* to *tensor* of the file of *recipe*."""
@@ -212,7 +228,7 @@ class ErrorMeter:
             return
         _, samples = self._waiting.setdefault(recipe, (tensor, []))
         samples.append(found)
-        if sum(sample.values.size for sample in samples) >= _ENOUGH:
+        if sum(sample.n for sample in samples) >= _ENOUGH:
             self._measure_waiting(recipe)
 
     def errors(self, plan: Plan) -> tuple[TensorError, ...]:

@@ -13,15 +13,18 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import InputError
-from pipeline.types import PlannedTensor
+
+if TYPE_CHECKING:  # at run time it would load NumPy, which takes longer than to begin to hash
+    from pipeline.types import PlannedTensor
 
 # What a GGUF is made of beside the weights, in the folder of a checkpoint.
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "additional_chat_templates/*.jinja")
@@ -111,7 +114,42 @@ class SourceHashes:
     def _file(self, path: Path) -> SourceFile:
         if self._ready:
             self._ready(path)
+        begun = _begun.get(path)
+        if begun and begun is not self and _looks_like(path, row := begun.result()[0]):
+            return row
         return describe(self._folder, path, self._stop)
+
+
+_begun: dict[Path, SourceHashes] = {}  # what `hashing_ahead` is at
+
+
+@contextmanager
+def hashing_ahead(model: str) -> Iterator[None]:
+    """Begin to hash the first weights of *model*, if that is a folder, while all that the work takes is still loaded.
+
+    Inside, `SourceHashes` of that folder goes on with it, unless the file has changed since.  What cannot be read is
+    left to those who want it.
+    """
+    path = _first_weights(model)
+    if path is None:
+        yield
+        return
+    with SourceHashes(path.parent, [path]) as hashes:
+        _begun[path] = hashes
+        try:
+            yield
+        finally:
+            del _begun[path]
+
+
+def _first_weights(model: str) -> Path | None:
+    """Find the file that is hashed first, if *model* is a folder; a name of anything else is no error here."""
+    with suppress(OSError, ValueError, RuntimeError):
+        folder = Path(model).expanduser().resolve()
+        if (folder / "config.json").is_file():
+            single = folder / "model.safetensors"
+            return single if single.is_file() else min(folder.glob("model-*.safetensors"), default=None)
+    return None
 
 
 def recognise(

@@ -112,6 +112,7 @@ def peak(tmp_path: Path, repository: Path) -> Callable[..., tuple[int, str]]:
         ("Q4_K_M", 1, "numpy"),
         ("Q4_K_M", 4, "fast"),
         ("BF16", 2, "fast"),
+        ("BF16", 4, "numpy"),
         ("Q8_0", 2, "auto"),
         ("Q4_K_M,Q5_K_M,Q8_0", 4, "numpy"),
         ("Q4_K_M,Q8_0,BF16,Q3_K_M,Q6_K", 1, "fast"),

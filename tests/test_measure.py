@@ -34,7 +34,7 @@ def test_figures_are_those_of_float64(kind: str) -> None:
     decoded = np.empty_like(values)
     quant.get(kind).dequantize_rows(encoded, decoded)
     x, y = values.astype(np.float64), decoded.astype(np.float64)
-    found = measure.error_of(measure.measure_rows(quant.get(kind), values, encoded, np.arange(40)))
+    found = measure.error_of(measure.measure_rows(quant.get(kind), values, encoded))
     assert found.n_rows == 40
     assert found.rmse == pytest.approx(np.sqrt(((x - y) ** 2).mean()), rel=1e-6)
     assert found.max_abs == pytest.approx(np.abs(x - y).max(), rel=1e-6)
@@ -46,8 +46,8 @@ def test_a_changed_row_is_seen() -> None:
     """The error of bytes that belong to other weights is as large as the weights."""
     values = np.random.default_rng(2).normal(0, 1, (8, 256)).astype(np.float32)
     encoded = _encoded("Q8_0", values)
-    good = measure.error_of(measure.measure_rows(quant.get("Q8_0"), values, encoded, np.arange(8)))
-    bad = measure.error_of(measure.measure_rows(quant.get("Q8_0"), values, encoded[::-1].copy(), np.arange(8)))
+    good = measure.error_of(measure.measure_rows(quant.get("Q8_0"), values, encoded))
+    bad = measure.error_of(measure.measure_rows(quant.get("Q8_0"), values, encoded[::-1].copy()))
     assert good.cosine is not None
     assert good.cosine > 0.9999
     assert bad.relative is not None
@@ -61,7 +61,7 @@ def test_a_changed_row_is_seen() -> None:
 def test_extreme_weights_have_figures(kind: str, scale: float, cosine: float | None, relative: float) -> None:
     """Zeros, weights too small for a float16 scale and huge ones: no division by zero, no overflow."""
     values = (np.random.default_rng(3).choice([-1.0, 1.0], (4, 32)) * scale).astype(np.float32)
-    sums = measure.measure_rows(quant.get(kind), values, _encoded(kind, values), np.arange(4))
+    sums = measure.measure_rows(quant.get(kind), values, _encoded(kind, values))
     found = measure.error_of(sums)
     assert (found.cosine, found.relative) == (cosine, relative)
     assert np.isfinite([found.rmse, found.max_abs]).all()

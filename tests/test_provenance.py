@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.provenance import SourceFile, SourceHashes, files_of
+from pipeline.provenance import SourceFile, SourceHashes, _begun, files_of, hashing_ahead
 
 
 @pytest.fixture
@@ -58,3 +59,46 @@ def test_a_missing_file_is_an_error_where_it_is_asked_for(tmp_path: Path) -> Non
         pytest.raises(InputError, match=r"gone\.safetensors"),
     ):
         hashes.result()
+
+
+def test_what_was_begun_ahead_is_gone_on_with(demo: Path, tmp_path: Path) -> None:
+    """A hash that began before anybody asked is the one that they get, and is forgotten at the end."""
+    weights = demo / "model.safetensors"
+    (tmp_path / "link").symlink_to(demo)
+    with hashing_ahead(str(tmp_path / "link")):
+        assert list(_begun) == [weights]
+        (ahead,) = _begun[weights].result()
+        with SourceHashes(demo, files_of([demo], [weights])) as hashes:
+            assert any(one is ahead for one in hashes.result())
+    assert ahead.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert not _begun
+
+
+def test_what_changes_after_it_was_hashed_ahead_is_hashed_again(demo: Path, tmp_path: Path) -> None:
+    """The digest is that of the file as it is when it is asked for."""
+    weights = tmp_path / "model.safetensors"
+    shutil.copy(demo / "config.json", tmp_path)
+    shutil.copy(demo / "model.safetensors", tmp_path)
+    with hashing_ahead(str(tmp_path)):
+        _begun[weights].result()
+        weights.write_bytes(b"changed")
+        with SourceHashes(tmp_path, [weights]) as hashes:
+            assert hashes.result()[0].sha256 == hashlib.sha256(b"changed").hexdigest()
+
+
+@pytest.mark.parametrize("model", ["org/name", "", "~nobody-of-this-name/x", "a\0b", "x" * 5000, "."])
+def test_what_is_no_checkpoint_folder_is_not_hashed_ahead(model: str) -> None:
+    """Names of repositories and names of nothing are left to those who say what is wrong with them."""
+    with hashing_ahead(model):
+        assert not _begun
+
+
+def test_the_first_of_several_files_is_hashed_ahead(tmp_path: Path) -> None:
+    """Of shards the first; a single file is preferred to them, as where checkpoints are read."""
+    for name in ("config.json", "model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).touch()
+    with hashing_ahead(str(tmp_path)):
+        assert [path.name for path in _begun] == ["model-00001-of-00002.safetensors"]
+    (tmp_path / "model.safetensors").touch()
+    with hashing_ahead(str(tmp_path)):
+        assert [path.name for path in _begun] == ["model.safetensors"]

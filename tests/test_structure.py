@@ -20,7 +20,7 @@ LAYERS = (
     ("views", "machine", "kv_cache"),
     ("store", "runtime"),
     ("source", "checkpoint", "tokenizer", "arch", "quant", "gguf", "modelfile", "publish"),
-    ("blueprint", "prove", "measure", "provenance", "tuning", "delivery"),
+    ("blueprint", "prove", "measure", "soundness", "provenance", "tuning", "delivery"),
     ("plan",),
     ("encode", "report", "republish", "job", "parts"),
     ("decide", "record", "release", "writing"),

@@ -210,13 +210,13 @@ def _span_or_index(rows: Rows, n_rows: int) -> tuple[tuple[int, int], np.ndarray
         return (0, 0), None
     if index.ndim != 1 or index.dtype.kind not in "iu":
         raise PipelineError("rows are not a list of integers", found=f"{index.dtype}{index.shape}")
-    low, high = int(index.min()), int(index.max())
+    low, high = int(index[0]), int(index[-1])
+    are_neighbours = high - low == len(index) - 1 and bool((index[1:] > index[:-1]).all())
+    if not are_neighbours:
+        low, high = int(index.min()), int(index.max())
     if low < 0 or high >= n_rows:
         raise PipelineError("a row is not in the tensor", expected=f"0 to {n_rows - 1}", found=f"{low} to {high}")
-    index = index.astype(np.int64)  # differences of unsigned numbers would wrap
-    if bool((np.diff(index) == 1).all()):
-        return (low, high + 1), None
-    return (0, 0), index
+    return ((low, high + 1), None) if are_neighbours else ((0, 0), index.astype(np.int64))
 
 
 def _rest(buffers: list[memoryview], n: int) -> list[memoryview]:

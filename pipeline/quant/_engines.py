@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ from pipeline.quant._native import NativeType
 from pipeline.quant._processes import Processes, processes
 
 Decoder = Callable[[U8, F32], None]
-Encoder = Callable[[U16, U8], None]
+Encoder = Callable[[U16, U8], bool]
 
 AUTO: Final = "auto"
 NAMES: Final = ("numpy", "fast")
@@ -90,7 +89,10 @@ class Engine(Protocol):
         """Say whether `from_bf16` has something, without compiling it."""
 
     def from_bf16(self, kind: BlockType) -> Encoder | None:
-        """Return what quantizes bfloat16, uint16 (n_rows, n_cols), as `quantize_rows` does their values, if it can."""
+        """Return what quantizes bfloat16, uint16 (n_rows, n_cols), as `quantize_rows` does their values, if it can.
+
+        It says whether it saw that all numbers are finite, and no scale is bad; if not, it has to be looked for.
+        """
 
     def has_bad_scale(self, kind: BlockType, data: U8) -> bool:
         """Say whether `kind.bad_scale` finds a block in *data*, which is C-contiguous."""
@@ -251,11 +253,16 @@ def describe_fast() -> tuple[bool, str]:
 
 @cache
 def _is_installed() -> bool:
-    """Look for LLVM without loading it; an older one, which another program may have brought, is none."""
+    """Look for LLVM without loading it; an older one, which another program may have brought, is none.
+
+    What is there and cannot even say its version counts as installed: `_package` tells what is wrong with it.
+    """
     try:
-        version = importlib.metadata.version("llvmlite")
-    except importlib.metadata.PackageNotFoundError:
+        from llvmlite import __version__ as version
+    except ModuleNotFoundError:
         return False
+    except (ImportError, OSError):
+        return True
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= _OLDEST_LLVMLITE
 
 

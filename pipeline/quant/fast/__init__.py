@@ -6,6 +6,7 @@ is compiled when a type is first wanted and kept in the cache folder.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
@@ -20,12 +21,12 @@ from pipeline.quant._engines import Compared, Decoder, Encoder, NumpyEngine
 from pipeline.quant.fast import _compile
 from pipeline.quant.fast._compile import Processor, host
 from pipeline.quant.fast._kernel import Build, Kernel, reading_bf16
-from pipeline.quant.fast._look import MAGNITUDES, N_COMPARED, compare, largest_half, sum_of_squares
+from pipeline.quant.fast._look import MAGNITUDES, N_COMPARED, compare, largest_half, looking, sum_of_squares
 
 __all__ = ["FastEngine", "Processor", "host", "kernels"]
 
 
-_INFINITE_HALF = 0x7C00  # the bits of float16's infinity
+_INFINITE_HALF, _INFINITE_BF16 = 0x7C00, 0x7F80  # the bits of infinity
 
 # What LLVM takes, mostly pages of its own program: to bring compiled code into memory, to compile a kernel, and to
 # compile no more than what looks for NaN.
@@ -53,6 +54,7 @@ class FastEngine:
         self.processor = processor or host()
         self._folder = folder
         self._functions: dict[str, _compile.Function] = {}
+        self._from_bf16: dict[str, Encoder] = {}
         self._lock = threading.Lock()
 
     def in_parallel(self, threads: int, n_weights: int) -> AbstractContextManager[FastEngine]:  # noqa: ARG002
@@ -99,27 +101,38 @@ class FastEngine:
         return kind.name in kernels()
 
     def from_bf16(self, kind: BlockType) -> Encoder | None:
-        """Return what quantizes bfloat16 as `quantize_rows` does their values."""
+        """Return what quantizes bfloat16 as `quantize_rows` does their values.
+
+        It looks at the numbers and at the scales itself: one call takes less than three, after each of which Python's
+        own memory has to come back into the cache.
+        """
         kernel = kernels().get(kind.name)
-        if kernel is None:
-            return None
-        function = self._function(f"{kind.name}-from-bf16", reading_bf16(kernel.build))
+        if kernel is None or kind.name in self._from_bf16:
+            return self._from_bf16.get(kind.name)
+        sees_all = kind.has_only_half_scales and kind.block_size > 1  # of plain types, each number is to be looked at
+        build = looking(reading_bf16(kernel.build), kind.block_size, kind.type_size, kind.half_scales)
+        function = self._function(f"{kind.name}-from-bf16", build)
 
-        def encode(x: U16, out: U8) -> None:
+        def encode(x: U16, out: U8) -> bool:
             kind.check_bf16(x, out)
-            self._call(function, (x, kind.block_size), (out, kind.type_size), None, x.shape[1] // kind.block_size)
+            found, blocks_per_row = np.zeros(2, np.uint32), x.shape[1] // kind.block_size
+            self._call(function, (x, kind.block_size), (out, kind.type_size), (found, found), blocks_per_row)
+            number, scale = found.tolist()
+            return sees_all and number < _INFINITE_BF16 and scale < _INFINITE_HALF
 
+        self._from_bf16[kind.name] = encode
         return encode
 
     def has_bad_scale(self, kind: BlockType, data: U8) -> bool:
         """Say whether `kind.bad_scale` finds a block in *data*; where no scale can be bad, none is looked at."""
         if not kind.has_only_half_scales:
             return kind.bad_scale(data) is not None
-        found = np.zeros(1, np.uint32)
+        found, start = ctypes.c_uint32(), data.ctypes.data
         function = self._function("magnitude-of-half", largest_half)
         for offset in kind.half_scales:
-            function(data.ctypes.data + offset, 0, 0, found.ctypes.data, data.size // kind.type_size, kind.type_size)
-        return int(found[0]) >= _INFINITE_HALF
+            n_blocks = data.size // kind.type_size
+            function(start + offset, 0, 0, ctypes.addressof(found), n_blocks, kind.type_size)
+        return found.value >= _INFINITE_HALF
 
     def compare(self, x: F32, y: F32) -> Compared:
         """Return the sums of x*x, y*y, x*y and (x-y)*(x-y), and the largest |x-y|."""
@@ -129,18 +142,17 @@ class FastEngine:
         function = self._function("compare", compare)
         function(x.ctypes.data, y.ctypes.data, 0, lane_sums.ctypes.data, n, 1)
         xx, yy, xy, square = lane_sums[:-1].sum(axis=1).tolist()
-        rest = NumpyEngine().compare(x[n * lanes :], y[n * lanes :])
-        return Compared(xx, yy, xy, square, float(lane_sums[-1].max())).joined(rest)
+        found = Compared(xx, yy, xy, square, float(lane_sums[-1].max()))
+        return found.joined(NumpyEngine().compare(x[n * lanes :], y[n * lanes :])) if x.size % lanes else found
 
     def largest_magnitude(self, words: Array) -> int:
         """Return the largest of *words*, uint16 or uint32, C-contiguous, without their uppermost bits."""
-        found = np.zeros(1, np.uint32)
-        size = words.dtype.itemsize
+        found, size = ctypes.c_uint32(), words.dtype.itemsize
         if words.size < self.processor.lanes:
             return NumpyEngine().largest_magnitude(words)
         function = self._function(f"magnitude-{size}", MAGNITUDES[size])
-        function(words.ctypes.data, 0, 0, found.ctypes.data, words.size, 1)
-        return int(found[0])
+        function(words.ctypes.data, 0, 0, ctypes.addressof(found), words.size, 1)
+        return found.value
 
     def _row_means(self, x: F32) -> F32:
         """Return the mean square of each row of *x*, (n_rows, n_cols)."""
@@ -152,17 +164,18 @@ class FastEngine:
         return sums / np.float32(n_cols)
 
     def _function(self, label: str, build: Build) -> _compile.Function:
-        with self._lock:
-            if label not in self._functions:
-                self._functions[label] = _compile.load(label, build, self.processor, self._folder)
-            return self._functions[label]
+        if label not in self._functions:
+            with self._lock:
+                if label not in self._functions:
+                    self._functions[label] = _compile.load(label, build, self.processor, self._folder)
+        return self._functions[label]
 
     def _call(
         self,
         function: _compile.Function,
         source: tuple[Array, int],
         target: tuple[Array, int],
-        weights: tuple[F32, F32] | None = None,
+        weights: tuple[Array, Array] | None = None,
         blocks_per_row: int = 1,
     ) -> None:
         """Run a kernel on arrays, each with the items of one block; fewer blocks than lanes are filled up."""

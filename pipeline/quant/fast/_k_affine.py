@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipeline.quant.fast._kernel import Arguments
+from pipeline.quant.fast._decode import decoding, load_half, store_line
+from pipeline.quant.fast._kernel import Arguments, Build
 from pipeline.quant.fast._math import fp16_to_fp32, fp32_to_fp16, nearest_clipped, nearest_int
 from pipeline.quant.fast._search import Candidates, make_qkx2_quants, make_qp_quants
 from pipeline.quant.fast._tile import join_bytes, load_importance, super_blocks, weigh
-from pipeline.quant.fast._vector import INT, Code, Rows, Value, absolute, larger, smaller, where
+from pipeline.quant.fast._vector import INT, Code, Pointer, Rows, Value, absolute, larger, smaller, where
 
 Pack = Callable[[Value, Rows, Rows], None]
 
@@ -93,6 +94,23 @@ def quantize_weighted(
     super_blocks(code, a, t.x, t.words, n_bytes, compute)
 
 
+def decoding_super_blocks(n_bytes: int, quants: Callable[[Pointer, int], tuple[Value, Value]]) -> Build:
+    """Return what mirrors the common part of `dequantize_row_q4_K` and `dequantize_row_q5_K`.
+
+    *quants* is given a block and the number of a pair of sub-blocks, and loads the quants of both, int32 (32,).
+    """
+
+    def block(x: Pointer, out: Pointer) -> None:
+        d, dmin = load_half(x), load_half(x.at(2))
+        words = [x.at(4 + 4 * word).load(INT) for word in range(3)]
+        for pair in range(4):
+            for j, q in enumerate(quants(x, pair), 2 * pair):
+                scale, minimum = _get_scale_min_k4(j, words)
+                store_line(out, j, q, d * scale.to_float(), dmin * minimum.to_float())
+
+    return decoding(256, n_bytes, block)
+
+
 def _search(code: Code, t: _Tile, plan: Candidates, weights: Callable[[Rows, Value], None]) -> None:
     """Find scale and minimum of each sub-block; *weights* writes its weights."""
 
@@ -162,7 +180,7 @@ def _pack_scales(ls: Rows, lm: Rows, words: Rows) -> None:
     words[2] = join_bytes([(ls[j] & 15) | ((lm[j] & 15) << 4) for j in range(4, 8)])
 
 
-def _get_scale_min_k4(j: int, words: Rows) -> tuple[Value, Value]:
+def _get_scale_min_k4(j: int, words: Rows | list[Value]) -> tuple[Value, Value]:
     """Mirror `get_scale_min_k4`."""
     if j < 4:
         return (words[0] >> (8 * j)) & 63, (words[1] >> (8 * j)) & 63

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pipeline.quant.fast._kernel import Arguments, Build, Floats
@@ -40,6 +41,23 @@ def largest_half(code: Code, a: Arguments) -> None:
 
     (found,) = code.loop(a.n_blocks, one, a.out.load(INT))
     a.out.store(found)
+
+
+def looking(build: Build, block_size: int, type_size: int, half_scales: tuple[int, ...]) -> Build:
+    """Return what does as *build*, which reads bfloat16, and looks at all that it reads and writes.
+
+    At *importance* are two int32, zeros before: the largest magnitude of the numbers, as bits of bfloat16, and that of
+    the blocks' scales, as bits of float16, which are *half_scales* bytes after each block's start.
+    """
+
+    def both(code: Code, a: Arguments) -> None:
+        largest_magnitude(HALF)(code, replace(a, n_blocks=a.n_blocks * block_size, out=a.importance))
+        build(code, a)
+        for offset in half_scales:
+            place = replace(a, x=a.out.at(offset), out=a.importance.at(4), blocks_per_row=code.index(type_size))
+            largest_half(code, place)
+
+    return both
 
 
 N_COMPARED = 5

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.quant.fast._k_affine import quantize_super_blocks, quantize_weighted
+from pipeline.quant.fast._decode import N, load_bytes
+from pipeline.quant.fast._k_affine import decoding_super_blocks, quantize_super_blocks, quantize_weighted
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._search import Candidates
 from pipeline.quant.fast._tile import join_bytes
-from pipeline.quant.fast._vector import Code, Rows, Value
+from pipeline.quant.fast._vector import Code, Pointer, Rows, Value
 
 _BYTES = 144
 _QS = 4  # words before the quants: d and dmin, scales
@@ -30,4 +31,10 @@ def _pack(pair: Value, L: Rows, words: Rows) -> None:
         words[pair * 8 + (_QS + word)] = join_bytes([L[i] | (L[i + 32] << 4) for i in elements])
 
 
-KERNEL = Kernel("Q4_K", 40, _build, _build_weighted)
+def _quants(block: Pointer, pair: int) -> tuple[Value, Value]:
+    """Mirror how `dequantize_row_q4_K` reads them."""
+    q = load_bytes(block.at(4 * _QS + N * pair))
+    return q & 15, q >> 4
+
+
+KERNEL = Kernel("Q4_K", 40, _build, _build_weighted, decoding_super_blocks(_BYTES, _quants))

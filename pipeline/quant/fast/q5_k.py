@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.quant.fast._k_affine import quantize_super_blocks, quantize_weighted
+from pipeline.quant.fast._decode import N, load_bytes
+from pipeline.quant.fast._k_affine import decoding_super_blocks, quantize_super_blocks, quantize_weighted
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._search import Candidates
 from pipeline.quant.fast._tile import join_bytes
-from pipeline.quant.fast._vector import INT, Code, Rows, Value, where
+from pipeline.quant.fast._vector import INT, Code, Pointer, Rows, Value, where
 
 _BYTES = 176
 _QH, _QS = 4, 12  # words before the fifth bits and before the quants
@@ -33,4 +34,10 @@ def _pack(pair: Value, L: Rows, words: Rows) -> None:
         words[_QH + word] = where(pair == 0, fifth, words[_QH + word] | fifth)
 
 
-KERNEL = Kernel("Q5_K", 33, _build, _build_weighted)
+def _quants(block: Pointer, pair: int) -> tuple[Value, Value]:
+    """Mirror how `dequantize_row_q5_K` reads them."""
+    q, fifth = load_bytes(block.at(4 * _QS + N * pair)), load_bytes(block.at(4 * _QH)) >> (2 * pair)
+    return (q & 15) | ((fifth & 1) << 4), (q >> 4) | ((fifth >> 1 & 1) << 4)
+
+
+KERNEL = Kernel("Q5_K", 33, _build, _build_weighted, decoding_super_blocks(_BYTES, _quants))

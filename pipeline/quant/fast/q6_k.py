@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pipeline.quant.fast._decode import N, decoding, load_bytes, load_half, with_sign
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._math import fp16_to_fp32, fp32_to_fp16, nearest_clipped, nearest_int
 from pipeline.quant.fast._search import GROUP_MAX_EPS, first_largest, make_qx_quants
 from pipeline.quant.fast._tile import join_bytes, load_importance, super_blocks
-from pipeline.quant.fast._vector import INT, Code, Rows, Value, absolute, smaller, where
+from pipeline.quant.fast._vector import BYTE, INT, Code, Pointer, Rows, Value, absolute, smaller, where
 
 _BYTES = 210
 _QH, _SCALES, _D = 32, 48, 52  # words before the upper bits, the scales and d
@@ -117,4 +118,18 @@ def _clear(code: Code, t: _Tile, is_zero: Value) -> None:
     code.loop(_D + 1, word)
 
 
-KERNEL = Kernel("Q6_K", 23, _build, _build_weighted)
+def _decode(block: Pointer, out: Pointer) -> None:
+    """Mirror `dequantize_row_q6_K`: a line of 32 elements has two scales."""
+    d = load_half(block.at(4 * _D))
+    for line in range(8):
+        half, quarter = divmod(line, 4)
+        low = load_bytes(block.at(64 * half + N * (quarter % 2))) >> (4 * (quarter // 2)) & 15
+        high = load_bytes(block.at(4 * _QH + N * half)) >> (2 * quarter) & 3
+        scales = [
+            d * with_sign(block.at(4 * _SCALES + 2 * line + k).load(BYTE).widen(INT)).to_float() for k in range(2)
+        ]
+        scale = scales[0].spread(N // 2).shuffle(list(range(N)), scales[1].spread(N // 2))
+        out.at(line * N * 4).store(scale * ((low | (high << 4)) - 32).to_float())
+
+
+KERNEL = Kernel("Q6_K", 23, _build, _build_weighted, decoding(256, _BYTES, _decode))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.quant.fast._batch import Batch, Line, batches, extremes, quantize_blocks
+from pipeline.quant.fast._decode import decoding, load_bytes, load_half, store_line, with_sign
 from pipeline.quant.fast._kernel import Arguments, Kernel
 from pipeline.quant.fast._vector import BYTE, Code, Pointer, Value, absolute, larger
 
@@ -28,4 +29,9 @@ def _write(x: Value, line: Line, place: Pointer) -> None:
     place.at(_QS).store((scaled + half).cut_off().narrow(BYTE))
 
 
-KERNEL = Kernel("Q8_0", 2.0, _build)
+def _decode(block: Pointer, out: Pointer) -> None:
+    """Mirror `dequantize_row_q8_0`."""
+    store_line(out, 0, with_sign(load_bytes(block.at(_QS))), load_half(block))
+
+
+KERNEL = Kernel("Q8_0", 2.0, _build, build_decode=decoding(32, _BYTES, _decode))
