@@ -259,9 +259,9 @@ def _is_installed() -> bool:
     """
     try:
         from llvmlite import __version__ as version
-    except ModuleNotFoundError:
-        return False
-    except (ImportError, OSError):
+    except ModuleNotFoundError as error:
+        return error.name != "llvmlite"  # it may miss something itself
+    except Exception:  # a broken package may raise anything
         return True
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= _OLDEST_LLVMLITE
 
