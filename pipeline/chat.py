@@ -13,7 +13,7 @@ from pipeline.errors import InputError, UnsupportedError
 from pipeline.gguf import read_parts
 from pipeline.runtime import ChatSession, open_runtime
 from pipeline.store import Store, local_name, local_store_root
-from pipeline.store.manifest import PARAMS, SYSTEM
+from pipeline.store.manifest import MESSAGES, PARAMS, SYSTEM
 
 # Ollama's names of the settings that llama.cpp's server takes too; where it has another name, that one.
 _OPTIONS = {
@@ -22,25 +22,38 @@ _OPTIONS = {
     "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty",
 }  # fmt: skip
 _DEFAULT_CONTEXT = 4096
+_OF_MESSAGE = ("role", "content")
+
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What to run: the GGUF, and what its publication says of the system prompt and the parameters."""
+    """What to run: the GGUF, and what its publication says: system prompt, first messages, parameters."""
 
     gguf: Path
     system: str | None = None
+    messages: tuple[Message, ...] = ()
     parameters: dict[str, Any] = field(default_factory=dict)
+
+    def beginning(self, system: str | None = None) -> list[Message]:
+        """Return what a conversation begins with, put together as Ollama does (`ChatHandler`, server/routes.go).
+
+        The publication's system prompt goes before all; a *system* prompt of one's own replaces it, and, being a part
+        of the request, comes after the publication's messages.
+        """
+        before, after = (None, system) if system else (self.system, None)
+        return [*_system(before), *self.messages, *_system(after)]
 
 
 class Conversation:
-    """Turns of one chat; each answer is remembered."""
+    """Turns of one chat after its *beginning*; each answer is remembered."""
 
-    def __init__(self, session: ChatSession, system: str | None, options: dict[str, Any]) -> None:
+    def __init__(self, session: ChatSession, beginning: list[Message], options: dict[str, Any]) -> None:
         self.kind = session.kind
         self._session = session
         self._options = options
-        self._messages = [{"role": "system", "content": system}] if system else []
+        self._messages = beginning
 
     def ask(self, text: str, stream_to: Callable[[str], object] | None = None) -> str:
         """Send *text* as the user and return the answer."""
@@ -72,7 +85,21 @@ def find_target(ref: str) -> Target:
     system = strict_json.read_text(layers[SYSTEM]) if SYSTEM in layers else None
     parameters = strict_json.read_json(layers[PARAMS]) if PARAMS in layers else {}
     strict_json.optional(parameters, "num_ctx", int, layers.get(PARAMS, gguf), "num_ctx")
-    return Target(_require_text(gguf, ref), system, parameters)
+    messages = _read_messages(layers[MESSAGES]) if MESSAGES in layers else ()
+    return Target(_require_text(gguf, ref), system, messages, parameters)
+
+
+def _system(text: str | None) -> list[Message]:
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _read_messages(path: Path) -> tuple[Message, ...]:
+    found = []
+    for number, one in enumerate(strict_json.read_list(path)):
+        message = strict_json.expect(one, dict, path, f"message {number}")
+        pair = [strict_json.expect(message.get(key), str, path, f"message {number}.{key}") for key in _OF_MESSAGE]
+        found.append(dict(zip(_OF_MESSAGE, pair, strict=True)))
+    return tuple(found)
 
 
 def _require_text(gguf: Path, ref: str) -> Path:
@@ -104,7 +131,7 @@ def open_chat(ref: str, ctx: int | None = None, system: str | None = None) -> It
     Args:
         ref: a published model's name, or the path of a GGUF.
         ctx: context in tokens; without it the publication's num_ctx, at most what the model was trained for.
-        system: replaces the publication's system prompt.
+        system: replaces the publication's system prompt; its messages stay.
 
     Raises:
         PipelineError: as `find_target`.
@@ -114,4 +141,4 @@ def open_chat(ref: str, ctx: int | None = None, system: str | None = None) -> It
     options = {_OPTIONS[name]: value for name, value in target.parameters.items() if name in _OPTIONS}
     n_ctx = ctx or target.parameters.get("num_ctx") or _DEFAULT_CONTEXT
     with open_runtime(target.gguf, n_ctx=n_ctx) as session:
-        yield Conversation(session, system or target.system, options)
+        yield Conversation(session, target.beginning(system), options)

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections import Counter
 
-# What the command is doing: "publish" from the Hub, "copy" (publish a GGUF as it is), "convert", "rm" or "gc".
+# What the command is doing: "publish" from the Hub, "copy" (publish a GGUF as it is), "convert", "imatrix", "rm", "gc".
 POINTS = {
     "text written": "publish",  # a report, the lock file: whole, but not under its name yet
     "text named": "publish",
@@ -40,6 +40,9 @@ POINTS = {
     "copy named": "copy",
     "parts written": "convert",  # with --split-size
     "part named": "convert",
+    "matrix saved": "imatrix",  # of the chunks up to here
+    "matrix read back": "imatrix",  # the whole one, not under its name yet
+    "matrix named": "imatrix",
     "manifest removed": "rm",
     "blob removed": "rm",
     "garbage removed": "gc",

@@ -108,7 +108,12 @@ def _prebuilt() -> Iterator[Finding]:
 
 def _engine() -> Iterator[Finding]:
     is_there, detail = quant.describe_fast()
-    yield Finding("compiled engine", is_there, detail, None if is_there else "pip install 'gguf-pipeline[fast]'")
+    mend = (
+        "pip install --force-reinstall llvmlite"
+        if "cannot be loaded" in detail
+        else "pip install 'gguf-pipeline[fast]'"
+    )
+    yield Finding("compiled engine", is_there, detail, None if is_there else mend)
 
 
 def _ollama() -> Iterator[Finding]:

@@ -186,12 +186,19 @@ def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) 
         first, kinds = task.tensors[0], {tensor.type for tensor in task.tensors}
         dtype = first.view.dtype if first.view else first.type
         n = min(task.step, task.stop) * first.n_cols
+        changed = kinds - {dtype}
+        has_floats = any(first.importance is not None or not _is_direct(dtype, kind, chosen) for kind in changed)
         # As it is read, its bits when they are checked for NaN, its values.
-        own = max(own, 3 * tensor_bytes(dtype, (n,)) + (4 * n if kinds != {dtype} else 0))
+        own = max(own, 3 * tensor_bytes(dtype, (n,)) + has_floats * 4 * n)
         made = max(made, task.stop * sum(tensor_bytes(kind, (first.n_cols,)) for kind in kinds))
-        wanted |= kinds - {dtype}
+        wanted |= changed
     total = sum(t.n_rows * t.n_cols for t in plans[0].tensors) if plans else 0
     return (threads + _AHEAD) * made + threads * own + chosen.memory_bytes(wanted, threads, total)
+
+
+def _is_direct(dtype: str, kind: str, engine: quant.Engine) -> bool:
+    """Say whether *kind* is made without float32 values in between."""
+    return dtype == "BF16" and engine.reads_bf16(quant.get(kind))
 
 
 def _tasks(

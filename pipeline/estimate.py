@@ -29,6 +29,9 @@ _ROUNDS = 2  # the first one takes the page faults
 # takes up to 8 s, and a plan needs no library.
 _NATIVE = 1.0e-6
 
+# What a run holds beside tiles: what measures errors, the report; and for each file its header and two threads.
+_MORE, _MORE_PER_FILE = 3_000_000, 1_000_000
+
 # Reading, checking for NaN, gathering, writing: what is not one of the kernels, in seconds for a byte of source.
 _OTHER = 1.0e-9
 
@@ -39,7 +42,7 @@ def seconds_to_write(plans: Sequence[Plan], threads: int = 0, engine: str = quan
     *threads* workers (0: one for each core) encode with *engine*; one thread writes and hashes.
     """
     cores = threads or machine.usable_cores()
-    plans = [plan for plan in plans if not plan.verbatim] or plans[:1]
+    plans = _encoded(plans)
     chosen = choose_engine(engine, [plan.tensors for plan in plans])
     encoding = sum(_encoding(dtype, kind, chosen.name) * n for (dtype, kind), n in _work(plans).items())
     sources = Counter[str]()
@@ -53,8 +56,13 @@ def seconds_to_write(plans: Sequence[Plan], threads: int = 0, engine: str = quan
 
 def bytes_to_write(plans: Sequence[Plan], threads: int = 0, engine: str = quant.AUTO) -> int:
     """Estimate the most memory that this process will have taken when the files of *plans* are written."""
-    tiles = memory_bytes(plans, threads or machine.usable_cores(), engine)
-    return max(machine.peak_bytes(), machine.resident_bytes() + tiles)
+    tiles = memory_bytes(_encoded(plans), threads or machine.usable_cores(), engine)
+    return max(machine.peak_bytes(), machine.resident_bytes() + tiles + _MORE + len(plans) * _MORE_PER_FILE)
+
+
+def _encoded(plans: Sequence[Plan]) -> Sequence[Plan]:
+    """Return the plans that are not mere copies, or one if all are."""
+    return [plan for plan in plans if not plan.verbatim] or plans[:1]
 
 
 def _work(plans: Sequence[Plan]) -> Counter[tuple[str, str]]:

@@ -156,6 +156,12 @@ def split_plan(whole: Plan, max_bytes: int) -> tuple[Plan, ...]:
     )
 
 
+def plain_plan(metadata: tuple[KV, ...], tensors: Sequence[tuple[str, tuple[int, ...], str]]) -> Plan:
+    """Plan a file of *tensors*, each with its name, shape and type, that no recipe decided."""
+    listed = [PlannedTensor(name, shape, type_, gguf.tensor_bytes(type_, shape), 0) for name, shape, type_ in tensors]
+    return _file("", metadata, _moved(listed), ())
+
+
 def _file(recipe: str, metadata: tuple[KV, ...], tensors: tuple[PlannedTensor, ...], notes: tuple[str, ...]) -> Plan:
     entries = [gguf.TensorEntry(t.name, t.shape, gguf.tensor_type(t.type).id, t.offset) for t in tensors]
     data_start = len(gguf.encode_header(metadata, entries, ALIGNMENT))

@@ -25,22 +25,38 @@ _CONTEXT = 4096  # tokens
 _SHOWN = 20  # names of dropped tensors
 
 
-def describe_plan(
+def describe_plans(
     prepared: Prepared,
-    recipe: str,
+    recipes: Sequence[str],
     context: int,
     threads: int = 0,
     engine: str = quant.AUTO,
     tuning: Tuning | None = None,
-) -> dict[str, Any]:
-    """Describe the file that *recipe* would give: sizes in bytes, shapes row-major, times in seconds.
+) -> list[dict[str, Any]]:
+    """Describe the files that *recipes* would give: sizes in bytes, shapes row-major, times in seconds.
 
-    *tuning* changes the recipe.  *context*, in tokens, is what the KV cache is estimated for; it never exceeds what the
-    model was trained for.
-    Memory and time are estimates for this machine with *threads* workers of *engine*; "kv_cache_bytes" is None where
-    the header does not tell.
+    *tuning* changes the recipes.  *context*, in tokens, is what the KV cache is estimated for; it never exceeds what
+    the model was trained for.
+    Memory and time are estimates for this machine with *threads* workers of *engine*: of one file, and under "together"
+    of all that are written in one run.  "kv_cache_bytes" is None where the header does not tell.
     """
-    plan = make_plan(prepared.blueprint, recipe, tuning)
+    plans = [make_plan(prepared.blueprint, recipe, tuning) for recipe in recipes]
+    # Before times: measuring them takes memory, which is no longer told from what was there before.
+    memory = [bytes_to_write(each, threads, engine) for each in (plans, *([plan] for plan in plans))]
+    together = {
+        "file_bytes": sum(plan.file_bytes for plan in plans),
+        "memory_bytes": memory[0],
+        "seconds": round(seconds_to_write(plans, threads, engine), 3),
+    }
+    return [
+        _describe(prepared, plan, context)
+        | {"memory_bytes": n_bytes, "seconds": round(seconds_to_write([plan], threads, engine), 3)}
+        | {"together": together}
+        for plan, n_bytes in zip(plans, memory[1:], strict=True)
+    ]
+
+
+def _describe(prepared: Prepared, plan: Plan, context: int) -> dict[str, Any]:
     parameters = prepared.blueprint.n_parameters
     tokens = min(context, prepared.blueprint.context_length or context)
     cache = kv_cache_bytes(prepared.blueprint.model.arch, prepared.blueprint.metadata, tokens)
@@ -57,9 +73,7 @@ def describe_plan(
         "bits_per_weight": 8 * sum(t.n_bytes for t in plan.tensors) / parameters,
         "disk": str(local_store_root()),
         "disk_free": _disk_free(local_store_root()),
-        "memory_bytes": bytes_to_write([plan], threads, engine),
         "memory_free": machine.available_memory(),
-        "seconds": round(seconds_to_write([plan], threads, engine), 3),
         "kv_cache_context": tokens,
         "kv_cache_bytes": cache,
         "run_bytes": None if cache is None else plan.file_bytes + cache,
@@ -89,12 +103,13 @@ def describe_publication(job: Job, log: Log) -> list[dict[str, Any]]:
             target.check(release.namespace, release.model, job.tags_of_all())
         staging = next(iter(targets.values())).staging_folder
         there = {text: publish.already_there(target, release) for text, target in targets.items()}
+        described = describe_plans(prepared, job.quants, _CONTEXT, job.threads, job.engine, job.tuning)
         return [
-            describe_plan(prepared, recipe, _CONTEXT, job.threads, job.engine, job.tuning)
+            one
             | {"disk": str(staging), "disk_free": _disk_free(staging)}
             | {"name": f"{release.namespace}/{release.model}:{recipe}", "tags": job.tags_of(number)}
             | {"targets": [_at_target(text, found[number]) for text, found in there.items()]}
-            for number, recipe in enumerate(job.quants)
+            for number, (one, recipe) in enumerate(zip(described, job.quants, strict=True))
         ]
 
 
@@ -133,14 +148,17 @@ def problems(described: Sequence[dict[str, Any]]) -> tuple[PipelineError, ...]:
                 "that of the target local, XDG_CACHE_HOME that of registries",
             )
         )
-    memory, left = max(one["memory_bytes"] for one in described), min(one["memory_free"] for one in described)
+    memory, left = (
+        max(one["together"]["memory_bytes"] for one in described),
+        min(one["memory_free"] for one in described),
+    )
     if memory > left + machine.resident_bytes():
         found.append(
             ResourceError(
                 "not enough memory",
                 expected=f"about {memory:,} bytes",
                 found=f"{left:,} bytes free",
-                hint="close other programs, or take fewer workers with --threads",
+                hint="close other programs, or take fewer workers with --threads, or make fewer quantizations at once",
             )
         )
     return tuple(found)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import data, flow, prove
+from pipeline import data, flow, prove, publish
 from pipeline import report as reports
 from pipeline.delivery import Delivery
 from pipeline.errors import PipelineError, ProofError
@@ -42,7 +42,7 @@ def package(job: Job, log: Log) -> Report:
         return report
     log.stage("pulling back what was published")
     there = [one for one in report.targets if one.state != "failed"]
-    checks = tuple(check for one in there for file in report.files for check in _pull_back(one, file, log))
+    checks = tuple(check for one in there for file in report.files for check in _pull_back(job, one, file, log))
     if any(check.state == "different" for check in checks):
         raise ProofError(
             "what comes back is not what was published",
@@ -55,7 +55,7 @@ def package(job: Job, log: Log) -> Report:
     return report
 
 
-def _pull_back(delivery: Delivery, file: PublishedFile, log: Log) -> tuple[Check, ...]:
+def _pull_back(job: Job, delivery: Delivery, file: PublishedFile, log: Log) -> tuple[Check, ...]:
     """Pull one file from one target, compare it with what was published, and ask it a question."""
     pulled_name, answer_name = f"{file.recipe} pulled from {delivery.target}", f"{file.recipe} answer after the pull"
     named = [Name.parse(text, strict=False) for text, digest in delivery.named if digest == file.manifest]
@@ -64,7 +64,8 @@ def _pull_back(delivery: Delivery, file: PublishedFile, log: Log) -> tuple[Check
         return (Check(pulled_name, "not checked", "it is not reached over HTTP from here", command),)
     name = named[0]
     command = f"ollama pull {'' if delivery.target.startswith(('https', 'hf:')) else '--insecure '}{name}"
-    with _registry(delivery.target, name) as base, _scratch() as folder:
+    given = next((text for text in job.targets if publish.redacted(text) == delivery.target), delivery.target)
+    with _registry(delivery.target, name) as base, _scratch() as folder, publish.login_for(given) as login:
         if base is None:
             return (Check(pulled_name, "not checked", "it is not reached over HTTP from here", command),)
         free = shutil.disk_usage(folder).free
@@ -73,13 +74,18 @@ def _pull_back(delivery: Delivery, file: PublishedFile, log: Log) -> tuple[Check
             return (Check(pulled_name, "not checked", needed, command),)
         try:
             with log.bar(f"pulling {name}") as progress:
-                pulled = pull(base, name.repository, name.tag, folder, progress)
+                pulled = pull(base, name.repository, name.tag, folder, progress, login)
         except PipelineError as error:
             return (Check(pulled_name, "different", str(error), command),)
         found = hash_bytes(pulled.manifest).digest
         if found != file.manifest or file.digest not in pulled.files:
             return (Check(pulled_name, "different", f"the manifest is {found}, not {file.manifest}"),)
         detail = f"{len(pulled.files)} blobs, {pulled.n_bytes:,} bytes in {pulled.n_parts} parts, each blob hashed"
+        detail += (
+            ", with the login that the registry asks for (`ollama pull` has its own key alone)"
+            if pulled.with_login
+            else ""
+        )
         return Check(pulled_name, "proven", detail), _answers(answer_name, pulled.files[file.digest], file)
 
 

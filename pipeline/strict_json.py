@@ -106,6 +106,18 @@ def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     return parse_object(read_bytes(path, limit), where=path, max_values=_MAX_VALUES_OF_VOCABULARY)
 
 
+def read_list(path: Path, limit: int = MAX_JSON_BYTES) -> list[Any]:
+    """Read a JSON array of at most *limit* bytes; NaN and Infinity are refused.
+
+    Raises:
+        FormatError: if it cannot be read, is too large, or is not one strict JSON array.
+    """
+    value = _parse(read_bytes(path, limit), where=path)
+    if not isinstance(value, list):
+        raise FormatError("is not an array", where=path, expected="[...]", found=json_type(value), hint=_HINT)
+    return value
+
+
 def parse_object(
     data: bytes, *, where: object, constants: bool = False, max_values: int = _MAX_VALUES
 ) -> dict[str, Any]:
@@ -120,13 +132,20 @@ def parse_object(
     Raises:
         FormatError: if it is anything else, or exceeds the limits on depth, values or digits.
     """
+    value = _parse(data, where=where, constants=constants, max_values=max_values)
+    if not isinstance(value, dict):
+        raise FormatError("is not an object", where=where, expected="{...}", found=json_type(value), hint=_HINT)
+    return value
+
+
+def _parse(data: bytes, *, where: object, constants: bool = False, max_values: int = _MAX_VALUES) -> object:
     text = _decoded(data, where)
     # Every value but the first follows one of these, so their count bounds the memory before it is spent.
     n_values = sum(text.count(mark) for mark in ",[{:")
     if n_values > max_values:
         raise FormatError("has too many values", where=where, expected=f"at most {max_values:,}", found=f"{n_values:,}")
     try:
-        value = json.loads(
+        value: object = json.loads(
             text,
             object_pairs_hook=_unique,
             parse_int=_number(int),
@@ -139,8 +158,6 @@ def parse_object(
         raise FormatError(str(e), where=where, hint=_HINT) from e
     except RecursionError as e:
         raise FormatError("is nested too deep", where=where, expected=f"at most {MAX_DEPTH} levels") from e
-    if not isinstance(value, dict):
-        raise FormatError("is not an object", where=where, expected="{...}", found=json_type(value), hint=_HINT)
     check_depth(value, where)
     return value
 

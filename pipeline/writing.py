@@ -57,7 +57,10 @@ def _encode(
     names = ", ".join(out.plan.recipe for out in outputs)
     with TensorReader(ready=opened.wait if opened else None) as reader, log.bar(f"writing {names}") as progress:
         stop = opened.stop if opened else None
-        return encode(outputs, reader, threads=threads, engine=engine, progress=progress, on_error=stop, meter=meter)
+        made = encode(outputs, reader, threads=threads, engine=engine, progress=progress, on_error=stop, meter=meter)
+    if note := quant.fallback_note():
+        log.note(note)
+    return made
 
 
 def check_encoders(planned: Sequence[Plan]) -> None:

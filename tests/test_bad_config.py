@@ -21,7 +21,7 @@ from pipeline.blueprint import from_checkpoint
 from pipeline.checkpoint import open_checkpoint
 from pipeline.errors import FormatError, PipelineError
 from pipeline.plan import make_plan
-from pipeline.preview import describe_plan
+from pipeline.preview import describe_plans
 from pipeline.types import Plan
 
 FIXTURES = Path(__file__).parent / "fixtures" / "arch"
@@ -89,7 +89,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory, silent_log: Any) -> Planne
                     (folder / path.name).symlink_to(path)
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         with flow.prepare(str(folder), silent_log) as prepared:
-            describe_plan(prepared, "Q4_K_M", 4096)
+            describe_plans(prepared, ["Q4_K_M"], 4096)
             return make_plan(prepared.blueprint, "Q4_K_M")
 
     return plan

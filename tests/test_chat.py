@@ -12,7 +12,7 @@ from pipeline.chat import find_target
 from pipeline.cli import main
 from pipeline.errors import FormatError, InputError
 from pipeline.store import Name, Store
-from pipeline.store.manifest import PARAMS, SYSTEM
+from pipeline.store.manifest import MESSAGES, PARAMS, SYSTEM
 from pipeline.types import Layer
 
 NAME = Name.parse("demo:Q8_0")
@@ -20,10 +20,11 @@ NAME = Name.parse("demo:Q8_0")
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The demo with a system prompt."""
+    """The demo with a system prompt and messages."""
     monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path / "registry"))
+    layers = ("--system", "Be brief.", "--message", "user", "Hi <b>", "--message", "assistant", "Hello")
     done = CliRunner().invoke(
-        main, ["publish", "demo", "--quant", "Q8_0", "--system", "Be brief.", "--proof", "none", "--errors", "none"]
+        main, ["publish", "demo", "--quant", "Q8_0", *layers, "--proof", "none", "--errors", "none"]
     )
     assert done.exit_code == 0, done.output
     return Store(tmp_path / "registry")
@@ -34,6 +35,9 @@ def test_the_prompt_and_the_parameters_of_a_publication(store: Store) -> None:
     target = find_target("demo:Q8_0")
     assert (target.gguf, target.system) == (store.model_path(NAME), "Be brief.")
     assert target.parameters["top_k"] == 1
+    said = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Hello"}]
+    assert target.beginning() == [{"role": "system", "content": "Be brief."}, *said]
+    assert target.beginning("Rhyme.") == [*said, {"role": "system", "content": "Rhyme."}]
 
 
 def test_a_split_model(tmp_path: Path) -> None:
@@ -59,7 +63,18 @@ def test_an_embedding_model(model: str, repository: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("kind", "content"),
-    [(PARAMS, b"{"), (PARAMS, b"[]"), (PARAMS, b'{"num_ctx": "much"}'), (PARAMS, b"\xff"), (SYSTEM, b"\xff")],
+    [
+        (PARAMS, b"{"),
+        (PARAMS, b"[]"),
+        (PARAMS, b'{"num_ctx": "much"}'),
+        (PARAMS, b"\xff"),
+        (SYSTEM, b"\xff"),
+        (MESSAGES, b'{"role": "user", "content": ""}'),
+        (MESSAGES, b'["x"]'),
+        (MESSAGES, b'[{"role": "user"}]'),
+        (MESSAGES, b'[{"role": "user", "content": 3}]'),
+        (MESSAGES, b"[" * 10000),
+    ],
 )
 def test_layers_that_are_none(kind: str, content: bytes, store: Store) -> None:
     """Whatever is in a layer, the answer is an error that names its file."""

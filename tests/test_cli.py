@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,6 +165,27 @@ def test_modelfile_names_stops_and_licence(run: Run, demo: Path) -> None:
     assert "TEMPLATE" not in text
     assert (demo / "LICENSE").read_text(encoding="utf-8").splitlines()[0] in text
     assert "TEMPLATE" in run("modelfile", "demo", "--with-template").stdout
+
+
+@pytest.mark.parametrize("point", ["text written", "text named"])
+def test_a_killed_modelfile_is_the_old_one_or_the_new(point: str, run: Run, tmp_path: Path) -> None:
+    """With -o the file is exchanged in one step, the next run clears what a killed one left, and a pipe is refused."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    output = folder / "Modelfile"
+    output.write_text("old")
+    command = [sys.executable, "-m", "pipeline.cli", "modelfile", "demo", "-o", str(output)]
+    killed = subprocess.run(
+        command, env=os.environ | {"GGUF_PIPELINE_CRASH": point}, check=False, capture_output=True, timeout=100
+    )
+    assert killed.returncode == -signal.SIGKILL
+    text = run("modelfile", "demo").stdout
+    assert output.read_text(encoding="utf-8") == ("old" if point == "text written" else text)
+    assert run("modelfile", "demo", "-o", output).exit_code == 0
+    assert [path.name for path in folder.iterdir()] == ["Modelfile"]
+    assert output.read_text(encoding="utf-8") == text
+    os.mkfifo(folder / "pipe")
+    assert run("modelfile", "demo", "-o", folder / "pipe").exit_code == 2
 
 
 def test_models_lists_the_aliases(run: Run) -> None:

@@ -27,7 +27,7 @@ class Usage(NamedTuple):
 def described(demo: Path, silent_log: Any) -> dict[str, Any]:
     """The plan of the demo as Q8_0."""
     with flow.prepare(str(demo), silent_log) as prepared:
-        return preview.describe_plan(prepared, "Q8_0", 100)
+        return preview.describe_plans(prepared, ["Q8_0"], 100)[0]
 
 
 def test_what_can_be_done_is_not_refused(described: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def test_a_full_disk_is_refused_with_all_files_counted(described: dict[str, Any]
 def test_too_little_memory_is_refused(described: dict[str, Any]) -> None:
     """What would not fit into memory is refused, with the option that takes less."""
     with pytest.raises(ResourceError, match="--threads"):
-        preview.refuse_impossible([described | {"memory_bytes": 1 << 50}])
+        preview.refuse_impossible([described | {"together": {"memory_bytes": 1 << 50}}])
 
 
 @pytest.mark.parametrize("command", [("plan",), ("publish", "--dry-run")])
@@ -76,7 +76,7 @@ def test_a_gguf_has_a_plan(tmp_path: Path, silent_log: Any) -> None:
     path = tmp_path / "own.gguf"
     flow.convert("demo", path, "Q8_0", silent_log)
     with flow.prepare(str(path), silent_log, requantize=True) as prepared:
-        again, own = (preview.describe_plan(prepared, recipe, 512) for recipe in ("Q4_0", "Q8_0"))
+        again, own = preview.describe_plans(prepared, ["Q4_0", "Q8_0"], 512)
     assert own["file_bytes"] == path.stat().st_size
     assert again["seconds"] > 0
     assert min(own["memory_bytes"], again["memory_bytes"]) > 30e6

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import bcrypt
 import pytest
 from click.testing import CliRunner, Result
 
@@ -96,10 +97,32 @@ def test_a_blob_that_went_bad_is_found(run: Run, tmp_path: Path) -> None:
     assert _checks(run("--proof", "full", "--again"))
 
 
+@pytest.mark.registry
+@pytest.mark.parametrize("place", ["in the address", "of docker login"])
+def test_from_a_registry_that_wants_a_login_to_read(
+    place: str, run: Run, docker_registry: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What publishing took is taken for the pull, too, and that is said; it is nowhere written down."""
+    (tmp_path / "htpasswd").write_bytes(b"me:" + bcrypt.hashpw(b"s3cret", bcrypt.gensalt(4)) + b"\n")
+    registry = docker_registry(auth={"htpasswd": {"realm": "closed", "path": str(tmp_path / "htpasswd")}})
+    target = f"http://{registry.host}"
+    if place == "of docker login":
+        auth = {"auths": {registry.host: {"username": "me", "password": "s3cret"}}}
+        (tmp_path / "config.json").write_text(json.dumps(auth), encoding="utf-8")
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    done = run("--to", target if place == "of docker login" else f"http://me:s3cret@{registry.host}", "--proof", "full")
+    checks = {name: check for name, check in _checks(done).items() if "pulled from" in name}
+    ((name, check),) = checks.items()
+    assert (name.endswith(registry.host), check["state"]) == (True, "proven"), check
+    assert "with the login that the registry asks for" in check["detail"]
+    assert "s3cret" not in done.output
+
+
 def test_from_a_registry(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry on the network is pulled from as Ollama would, without the login that publishing took."""
     monkeypatch.setenv("GGUF_PIPELINE_REGISTRY_TOKEN", TOKEN)
     with BackgroundServer(Store(tmp_path / "there"), settings=Settings(token=TOKEN)) as server:
         target = f"http://{server.registry}"
         checks = _checks(run("--to", target, "--proof", "full"))
-    assert checks[f"Q4_0 pulled from {target}"]["state"] == "proven"
+    check = checks[f"Q4_0 pulled from {target}"]
+    assert (check["state"], "login" in check["detail"]) == ("proven", False)

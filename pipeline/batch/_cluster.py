@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.errors import AccessError, ToolError
 
 _SECONDS = 10
+_KNOCK_SECONDS = 3.0
+_OVER_TCP = ("tcp", "tls", "ws", "wss")
 
 
 class _Cluster(Executor):
@@ -27,6 +31,18 @@ class _Cluster(Executor):
         self._workers.shutdown(wait=wait and not cancel_futures)
 
 
+def _knock(address: str) -> None:
+    """See whether anybody listens at *address*, where that is a matter of TCP; Dask's client tries for ten seconds.
+
+    Raises:
+        OSError: if nobody does.
+        ValueError: if the address is none.
+    """
+    parts = urlsplit(address if "://" in address else f"tcp://{address}")
+    if parts.scheme in _OVER_TCP and parts.hostname and parts.port:
+        socket.create_connection((parts.hostname, parts.port), _KNOCK_SECONDS).close()
+
+
 @contextmanager
 def cluster(address: str) -> Iterator[Executor]:
     """Give an executor whose calls run on the workers of the Dask scheduler at *address* ("tcp://host:8786").
@@ -41,6 +57,7 @@ def cluster(address: str) -> Iterator[Executor]:
         hint = "pip install 'gguf-pipeline[batch]', here and on the workers"
         raise ToolError("Dask is not installed", hint=hint) from error
     try:
+        _knock(address)
         client: Any = Client(address, timeout=_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise AccessError(

@@ -92,8 +92,19 @@ def _there(one: dict[str, Any]) -> str:
     return text + (f"; {' and '.join(one['replaces'])} would be replaced" if one["replaces"] else "")
 
 
-def plan(described: dict[str, Any]) -> None:
-    """Print one plan as a table."""
+def plans(described: list[dict[str, Any]]) -> None:
+    """Print plans as tables, and what it takes to write all of them in one run."""
+    for one in described:
+        _plan(one)
+    if len(described) > 1:
+        all_ = described[0]["together"]
+        click.echo(
+            f"\ntogether: {size(all_['file_bytes'])}, about {size(all_['memory_bytes'])} of memory and "
+            f"{duration(all_['seconds'])} to write all {len(described)} in one run"
+        )
+
+
+def _plan(described: dict[str, Any]) -> None:
     tensors = described["tensors"]
     width = max(len(t["name"]) for t in tensors)
     for t in tensors:

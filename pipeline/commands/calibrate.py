@@ -21,21 +21,32 @@ _THERE = click.Path(dir_okay=False, exists=True, path_type=Path)
 @click.option("--from-chunk", type=click.IntRange(0), default=0, help="Leave out so many chunks at the start.")
 @click.option("--in-file", "before", type=_THERE, multiple=True, metavar="F", help="A matrix to add to; may repeat.")
 @click.option("--process-output", is_flag=True, help="Collect for the output tensor, too.")
+@click.option(
+    "--save-frequency",
+    "every",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Save what there is after N chunks; default: minutes of work.",
+)
+@click.option(
+    "--resume/--no-resume", default=True, help="Go on from what a run that was stopped has saved, or start anew."
+)
 @threads_option
 @json_option
 def imatrix(
     model: str, output: Path, text: Path | None, ctx: int, chunks: int | None, from_chunk: int,
-    before: tuple[Path, ...], process_output: bool, threads: int, as_json: bool,
+    before: tuple[Path, ...], process_output: bool, every: int | None, resume: bool, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute the importance matrix of MODEL with llama-imatrix (`make llama`), for --imatrix.
 
     MODEL is an unquantized or slightly quantized GGUF, or what other commands take, which is converted first.
+    A run that was stopped goes on when the same command is given again, and makes the same file.
     """
     from pipeline import calibrate
     from pipeline.runtime import Calibration
 
     how = Calibration(ctx, chunks, from_chunk, before, threads, process_output)
-    found = calibrate.compute(model, output, reporter(quiet=as_json), text, how)
+    found = calibrate.compute(model, output, reporter(quiet=as_json), text, how, every=every, resume=resume)
     if as_json:
         print_json(
             {

@@ -152,19 +152,16 @@ def plan(
     """Show what would be written: every tensor's type, the exact size, the disk, memory and time needed."""
     from pipeline import flow
     from pipeline.commands import _show
-    from pipeline.preview import describe_plan, problems, refuse_impossible
+    from pipeline.preview import describe_plans, problems, refuse_impossible
 
     quants = recipes(quant)
     with flow.prepare(model, reporter(quiet=as_json), requantize=requantize, adapter=adapter) as prepared:
-        shown = [
-            describe_plan(prepared, name, ctx, threads, engine, tuning) for name in flow.choose_quants(quants, prepared)
-        ]
+        shown = describe_plans(prepared, flow.choose_quants(quants, prepared), ctx, threads, engine, tuning)
     if as_json:
         refusals = [str(problem) for problem in problems(shown)]
         print_json([one | {"refusals": refusals} for one in shown])
     else:
-        for one in shown:
-            _show.plan(one)
+        _show.plans(shown)
     refuse_impossible(shown)
 
 
@@ -264,10 +261,13 @@ def modelfile(
 
 
 def _write(path: Path, text: str) -> None:
+    from pipeline import whole
     from pipeline.errors import UsageError
 
+    if not path.parent.is_dir():
+        raise UsageError("the folder of the output does not exist", where=path, hint="make it first")
     try:
-        path.write_text(text, encoding="utf-8")
+        whole.write_text(path, text)
     except OSError as e:
         raise UsageError(
             "the file cannot be written", where=path, found=e.strerror or e, hint="give another name with -o"

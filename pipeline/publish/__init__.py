@@ -17,6 +17,7 @@ from pipeline.publish._release import (
     split_name,
 )
 from pipeline.publish._target import PublishTarget, TargetKind, open_target, redacted, targets
+from pipeline.publish._wire import login_for
 
 __all__ = [
     "PULL_CHECK",
@@ -30,6 +31,7 @@ __all__ = [
     "ReleaseEntry",
     "TargetKind",
     "already_there",
+    "login_for",
     "manifests",
     "open_target",
     "redacted",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -94,6 +95,15 @@ class Wire:
     def is_logged_in(self) -> bool:
         """Whether the registry wanted to know who we are."""
         return self._authorizer.header is not None
+
+    def login(self, challenge: str) -> str | None:
+        """Answer a WWW-Authenticate header of the registry: the header to send to it, or None if we have no login.
+
+        Raises:
+            PipelineError: if the login cannot be found out.
+        """
+        self._authorizer.accept(challenge)
+        return self._authorizer.header
 
     def ask(self, request: Request) -> Answer:
         """Send a request that may be repeated, until an answer comes; the answer may be a refusal.
@@ -202,6 +212,16 @@ class Wire:
         if answer.status in _TRANSIENT:
             raise TransientError(_refusals.refusal(answer), asked_wait(answer.headers))
         return answer
+
+
+@contextmanager
+def login_for(target: str) -> Iterator[Callable[[str], str | None]]:
+    """Give what answers the challenges of the registry at *target* with the login that publishing there takes."""
+    wire = Wire(urlsplit(target))
+    try:
+        yield wire.login
+    finally:
+        wire.close()
 
 
 def bounded(response: requests.Response, limit: int) -> bytes:

@@ -20,7 +20,7 @@ from pipeline.quant._assign import (
     tensor_order_key,
 )
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
-from pipeline.quant._engines import AUTO, Engine, NumpyEngine, check_engine, describe_fast, get_engine
+from pipeline.quant._engines import AUTO, Engine, NumpyEngine, check_engine, describe_fast, fallback_note, get_engine
 from pipeline.quant._native import NativeType
 from pipeline.quant._recipes import ALIASES, ModelFacts, Recipe, recipes
 
@@ -40,6 +40,7 @@ __all__ = [
     "check_engine",
     "compile_pattern",
     "describe_fast",
+    "fallback_note",
     "get",
     "get_engine",
     "recipes",

@@ -35,6 +35,9 @@ _PROCESS_BYTES: Final = 28 << 20  # an interpreter with NumPy, beside the rows t
 # type for the first time, which takes 0.05 (Q8_0) to 0.4 (Q4_K with an importance matrix).
 _LOAD_SECONDS: Final = 0.15
 _COMPILE_SECONDS: Final = 0.3
+# What the first search of a process takes beside its scratch memory: pages of NumPy's program and of the heap.
+_LOOPS_BYTES: Final = 5_000_000
+
 # No kernel saves more on a weight, in nanoseconds, so small jobs need not load anything to know.
 _MOST_NS: Final = 100
 
@@ -82,6 +85,9 @@ class Engine(Protocol):
     def decoder(self, kind: BlockType) -> Decoder | None:
         """Return what does as `BlockType.dequantize_rows`, if this engine has something faster."""
 
+    def reads_bf16(self, kind: BlockType) -> bool:
+        """Say whether `from_bf16` has something, without compiling it."""
+
     def from_bf16(self, kind: BlockType) -> Encoder | None:
         """Return what quantizes bfloat16, uint16 (n_rows, n_cols), as `quantize_rows` does their values, if it can.
 
@@ -105,10 +111,16 @@ class NumpyEngine:
     tile_elements = 1 << 19  # large enough that the interpreter does not count
 
     def memory_bytes(self, kinds: Collection[str], threads: int, n_weights: int) -> int:
-        """Estimate scratch memory, of which each thread has its own, and processes; conversions need neither."""
+        """Estimate scratch memory, of which each thread has its own, processes, and NumPy's loops.
+
+        Conversions need none of it; rounding, as for Q8_0, takes half of the scratch, a search all and more loops.
+        """
         if not set(kinds) - _PRECISIONS:
             return 0
-        return threads * (SCRATCH_BYTES + (_PROCESS_BYTES if _needs_processes(threads, n_weights) else 0))
+        searches = bool(set(kinds) - _PRECISIONS - {"Q8_0"})
+        scratch = SCRATCH_BYTES if searches else SCRATCH_BYTES // 2
+        each = scratch + (_PROCESS_BYTES if _needs_processes(threads, n_weights) else 0)
+        return threads * each + (_LOOPS_BYTES if searches else 0)
 
     @contextlib.contextmanager
     def in_parallel(self, threads: int, n_weights: int) -> Iterator[Engine]:
@@ -126,6 +138,10 @@ class NumpyEngine:
     def decoder(self, kind: BlockType) -> Decoder | None:  # noqa: ARG002 - has nothing faster
         """Return None: the types' own way is NumPy's."""
         return None
+
+    def reads_bf16(self, kind: BlockType) -> bool:  # noqa: ARG002 - its kernels take float32
+        """Say no: the values have to be decoded."""
+        return False
 
     def from_bf16(self, kind: BlockType) -> Encoder | None:  # noqa: ARG002 - its kernels take float32
         """Return None: the values have to be decoded."""
@@ -208,13 +224,15 @@ def check_engine(name: str) -> None:
 def get_engine(name: str, work: Mapping[str, int]) -> Engine:
     """Return the engine called *name*; "auto" means the one that is through with *work* first.
 
+    Where the compiled one cannot be loaded, "auto" is NumPy's; `fallback_note` says so.
+
     Args:
         name: "auto", "numpy" or "fast".
         work: how many weights become each type, by the type's name.
 
     Raises:
         UsageError: if no engine has this name.
-        ToolError: if it is not installed.
+        ToolError: if it is not installed, or cannot be loaded.
     """
     check_engine(name)
     if name == "numpy" or (name == AUTO and not _is_worth_it(work)):
@@ -226,7 +244,10 @@ def describe_fast() -> tuple[bool, str]:
     """Say whether the compiled engine is there, and what it compiles for."""
     if not _is_installed():
         return False, "not installed; NumPy quantizes, with the same bytes"
-    processor = _package().host()
+    try:
+        processor = _package().host()
+    except ToolError as error:
+        return False, f"{error.what}: {error.found}; NumPy quantizes, with the same bytes"
     return True, f"for {processor.cpu}, {processor.name}"
 
 
@@ -234,13 +255,13 @@ def describe_fast() -> tuple[bool, str]:
 def _is_installed() -> bool:
     """Look for LLVM without loading it; an older one, which another program may have brought, is none.
 
-    What is there and cannot even say its version counts as installed: `_package` tells what is wrong with it.
+    What cannot even say its version counts as installed, whatever it raises: `_package` tells what is wrong with it.
     """
     try:
         from llvmlite import __version__ as version
-    except ModuleNotFoundError:
-        return False
-    except (ImportError, OSError):
+    except ModuleNotFoundError as error:
+        return error.name != "llvmlite"
+    except Exception:
         return True
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= _OLDEST_LLVMLITE
 
@@ -251,16 +272,32 @@ def _package() -> ModuleType:
     Raises:
         ToolError: if what is installed cannot be loaded.
     """
+    found = _loaded()
+    if isinstance(found, ToolError):
+        raise found
+    return found
+
+
+@cache
+def _loaded() -> ModuleType | ToolError:
+    """Load the compiled engine, once; what a broken package raises may be anything."""
     try:
         from pipeline.quant import fast
-    except (ImportError, OSError) as error:
-        raise ToolError(
+    except Exception as error:
+        return ToolError(
             "LLVM is installed but cannot be loaded",
             where="llvmlite",
-            found=error,
+            found=f"{type(error).__name__}: {error}",
             hint="pip install --force-reinstall llvmlite, or take --engine numpy",
-        ) from error
+        )
     return fast
+
+
+def fallback_note() -> str | None:
+    """Say why "auto" took NumPy although the compiled engine was wanted, and how to mend it; None if it did not."""
+    if not _loaded.cache_info().currsize or not isinstance(error := _loaded(), ToolError):
+        return None
+    return f"NumPy quantizes, with the same bytes but slower: {error.what} ({error.found}); {error.hint}"
 
 
 @cache
@@ -278,7 +315,9 @@ def _is_worth_it(work: Mapping[str, int]) -> bool:
     """Compare what the compiled kernels save on *work* with what they cost."""
     if not _is_installed() or sum(work.values()) * _MOST_NS * 1e-9 < _LOAD_SECONDS:
         return False
-    fast = _package()
+    fast = _loaded()
+    if isinstance(fast, ToolError):
+        return False
     engine, kernels = fast.FastEngine(), fast.kernels()
     rows = [(kernels[name], n) for name, n in work.items() if name in kernels]
     saved: float = sum(kernel.gain_ns * 1e-9 * n for kernel, n in rows)

@@ -35,9 +35,18 @@ class Calibration:
     threads: int = 0
     with_output: bool = False
 
+    @property
+    def width(self) -> int:
+        """How many chunks are read at once."""
+        return self._batch // self.context
+
+    @property
+    def _batch(self) -> int:
+        return max(self.context, 512)
+
     def arguments(self) -> list[str]:
         """Return the options as llama-imatrix takes them."""
-        made = ["-c", str(self.context), "-b", str(max(self.context, 512)), "--chunk", str(self.first)]
+        made = ["-c", str(self.context), "-b", str(self._batch), "--chunk", str(self.first)]
         made += ["--chunks", str(self.n_chunks)] if self.n_chunks is not None else []
         made += ["--in-file", ",".join(str(path.resolve()) for path in self.before)] if self.before else []
         made += ["-t", str(self.threads)] if self.threads else []
@@ -50,7 +59,8 @@ def compute_imatrix(
 ) -> None:
     """Compute the importance matrix of the GGUF *model* over *text* and write it to *output*, in GGUF form.
 
-    *progress* is called with the chunks done and the chunks in all.  The file names its text by its name alone.
+    *progress* is called with the chunks done and the chunks in all, first when none is done; what it raises ends the
+    program.  The file names its text by its name alone.
 
     Raises:
         ToolError: if llama.cpp is not built, or fails.
@@ -108,6 +118,7 @@ def _follow(child: subprocess.Popen[bytes], progress: Callable[[int, int], None]
         said = (said + piece)[-(1 << 20) :]
         if not total and (found := _TOTAL.search(said)):
             total = int(found[1])
+            progress(0, total)
         done = [int(number) for number in _DONE.findall(said[-(1 << 12) :])]
         if total and done and done[-1] > seen:
             seen = done[-1]

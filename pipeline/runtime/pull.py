@@ -1,7 +1,8 @@
 """Pulls a model as `ollama pull` does (server/download.go): the same requests, the same parts, every blob hashed.
 
 What Ollama asks of a registry is more than the distribution specification says: a blob's GET without Range must name a
-Location, and parts come from there, without a login.
+Location, and parts come from there, without a login.  What Ollama cannot do is to send a login of Docker's: a registry
+that wants one to be read is pulled from with the login that the caller has, and that is told.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from pipeline.runtime.web import session
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
+Login = Callable[[str], str | None]
+
 _PART_LEAST, _PART_MOST, _PARTS = 100_000_000, 1_000_000_000, 16
 _MAX_MANIFEST = 4 << 20
 _MAX_HOPS = 10
@@ -32,12 +35,16 @@ _TIMEOUT_S = (10.0, 60.0)  # to connect, between two pieces
 
 @dataclass(frozen=True)
 class Pulled:
-    """What came: the *manifest* as it is served, and the file of each blob by its digest, in the manifest's order."""
+    """What came: the *manifest* as it is served, and the file of each blob by its digest, in the manifest's order.
+
+    *with_login* says that the registry wanted one.
+    """
 
     manifest: bytes
     files: dict[str, Path]
     n_parts: int
     n_bytes: int
+    with_login: bool = False
 
 
 def pull(
@@ -46,17 +53,19 @@ def pull(
     tag: str,
     folder: Path,
     progress: Callable[[int, int], object] = lambda _done, _all: None,
+    login: Login = lambda _challenge: None,
 ) -> Pulled:
     """Fetch the model *repository*:*tag* of the registry at *base* ("http://host:port") into *folder*.
 
-    *progress* gets the bytes that are done and all there are.
+    *progress* gets the bytes that are done and all there are.  *login* turns a WWW-Authenticate header of the registry,
+    and of nobody else, into the Authorization to send, or None.
 
     Raises:
         AccessError: if the registry does not answer as Ollama needs it.
         FormatError: if a blob is not what its digest says, or the manifest is none.
     """
     with session(urlsplit(base).hostname or "") as http:
-        puller = _Puller(http, f"{base.rstrip('/')}/v2/{repository}", folder, progress)
+        puller = _Puller(http, f"{base.rstrip('/')}/v2/{repository}", folder, progress, login)
         try:
             return puller.pull(tag)
         except requests.RequestException as error:
@@ -64,8 +73,11 @@ def pull(
 
 
 class _Puller:
-    def __init__(self, http: requests.Session, url: str, folder: Path, progress: Callable[[int, int], object]) -> None:
-        self.http, self.url, self.folder, self.progress = http, url, folder, progress
+    def __init__(
+        self, http: requests.Session, url: str, folder: Path, progress: Callable[[int, int], object], login: Login
+    ) -> None:
+        self.http, self.url, self.folder, self.progress, self.login = http, url, folder, progress, login
+        self.authorization: str | None = None
         self.done = self.total = self.parts = 0
 
     def pull(self, tag: str) -> Pulled:
@@ -75,11 +87,11 @@ class _Puller:
         layers = dict(_layers(data, answer.url))
         self.total = sum(layers.values())
         files = {digest: self._blob(digest, size) for digest, size in layers.items()}
-        return Pulled(data, files, self.parts, self.done)
+        return Pulled(data, files, self.parts, self.done, self.authorization is not None)
 
     def _blob(self, digest: str, size: int) -> Path:
         url = f"{self.url}/blobs/{digest}"
-        head = self.http.head(url, timeout=_TIMEOUT_S, allow_redirects=True)
+        head = self._send("HEAD", url, allow_redirects=True)
         if not head.ok or head.headers.get("Content-Length") != str(size):
             found = f"HEAD: {head.status_code}, Content-Length {head.headers.get('Content-Length')}"
             raise _refused(url, f"{found} for a blob of {size} bytes")
@@ -99,7 +111,7 @@ class _Puller:
     def _location(self, url: str) -> str:
         """Find where the parts come from: redirects to the same host are followed, another host is taken at once."""
         for _ in range(_MAX_HOPS):
-            with self.http.get(url, timeout=_TIMEOUT_S, allow_redirects=False, stream=True) as answer:
+            with self._send("GET", url, allow_redirects=False) as answer:
                 place = answer.headers.get("Location")
                 if answer.status_code not in (200, 307) or place is None:
                     raise _refused(url, f"GET: {answer.status_code}, Location {place}")
@@ -124,11 +136,30 @@ class _Puller:
             raise _refused(url, f"bytes {first} to {last}: {left} are missing")
 
     def _get(self, url: str, headers: dict[str, str]) -> requests.Response:
-        answer = self.http.get(url, headers=headers, timeout=_TIMEOUT_S, stream=True)
+        answer = self._send("GET", url, headers)
         if not answer.ok:
             answer.close()
             raise _refused(url, f"GET: {answer.status_code}")
         return answer
+
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str] | None = None, *, allow_redirects: bool = True
+    ) -> requests.Response:
+        """Send a request, and once more with a login if the registry itself asks for one."""
+        is_registry = urlsplit(url)[:2] == urlsplit(self.url)[:2]
+        while True:
+            login = {"Authorization": self.authorization} if is_registry and self.authorization else {}
+            answer = self.http.request(
+                method, url, headers={**(headers or {}), **login},
+                timeout=_TIMEOUT_S, stream=True, allow_redirects=allow_redirects,
+            )  # fmt: skip
+            if answer.status_code != 401 or not is_registry:
+                return answer
+            found = self.login(answer.headers.get("WWW-Authenticate", ""))
+            if found is None or found == self.authorization:
+                return answer
+            answer.close()
+            self.authorization = found
 
 
 def _layers(data: bytes, where: str) -> Iterator[tuple[str, int]]:

@@ -16,7 +16,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,8 @@ _SKEW_S = 300  # between the clock of an Ollama and ours
 _MAX_GRANTS = 1000
 _MAX_KEYS_BYTES = 1_000_000
 _SSH_TYPE = b"ssh-ed25519"
-_SCOPE = re.compile(r"repository:([a-z0-9._/-]{1,200}):[a-z,*]+")
+_SCOPE = re.compile(r"repository:([a-z0-9._/-]{1,200}):([a-z,*]+)")
+_WRITING = {"push", "*"}
 _NO_BODY = base64.b64encode(hashlib.sha256(b"").hexdigest().encode()).decode()
 
 
@@ -97,21 +98,26 @@ class Access:
         return self._is_token(value) or (granted == repository and until > self.clock())
 
     def exchange(self, authorization: str, url: str, query: dict[str, str]) -> str | None:
-        """Return a token for the repository that *query* names in its scope, or None; *url* is what was signed."""
+        """Return a token for the repository that *query* names in its scope, or None; *url* is what was signed.
+
+        A scope without "push" gives a token that writes nothing: everybody may read.
+        """
         scope = _SCOPE.fullmatch(query.get("scope", ""))
         if scope is None:
             return None
         scheme, _, value = authorization.partition(" ")
         known = self._is_token(_basic_password(value)) if scheme.lower() == "basic" else False
         with self._lock:  # so that of two copies of a signed request one counts, and no grant is lost
-            return self._granted(scope[1]) if known or self._is_signed(authorization, url, query) else None
+            may_ask = known or self._is_signed(authorization, url, query)
+            return self._granted(scope[1], scope[2].split(",")) if may_ask else None
 
-    def _granted(self, repository: str) -> str:
-        now = self.clock()
+    def _granted(self, repository: str, actions: Sequence[str]) -> str:
+        now, token = self.clock(), secrets.token_urlsafe(32)
+        if not _WRITING.intersection(actions):
+            return token
         self._grants = {key: grant for key, grant in self._grants.items() if grant[1] > now}
         while len(self._grants) >= _MAX_GRANTS:
             self._grants.pop(next(iter(self._grants)))
-        token = secrets.token_urlsafe(32)
         self._grants[_digest(token)] = (repository, now + GRANT_S)
         return token
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline import quant
 from pipeline.errors import AccessError, UsageError
+from pipeline.runtime.child import bound_to_us
 from pipeline.serve._answers import RegistryError
 from pipeline.serve._offers import HUB_NAMESPACE, Offers
 
@@ -134,7 +135,10 @@ class Demand:
         self._failures[wish] = error, self._clock() + REMEMBERED_S
 
     async def _run(self, wish: _Wish, model: str) -> dict[str, Any] | None:
-        """Run `_make` in a process of its own; return None, or what it says of its failure."""
+        """Run `_make` in a process of its own; return None, or what it says of its failure.
+
+        It ends with the server even if that is killed, and so do the programs that it has started.
+        """
         job = {
             "model": model,
             "name": wish.repository,
@@ -143,7 +147,7 @@ class Demand:
             "max_bytes": self._limits.file_bytes,
         }
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "pipeline.serve._make"),
+            *bound_to_us([sys.executable, "-m", "pipeline.serve._make"]),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "GGUF_PIPELINE_STORE": str(self._root)},

@@ -237,8 +237,19 @@ def test_on_a_local_cluster(store: Store, tmp_path: Path, silent_log: Any) -> No
     assert _models(store) == {"test/a", "test/b", "test/c"}
 
 
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:1", "127.0.0.1:1", "tls://[::1]:1", "tcp://no.such.host.invalid:1"]
+)
+def test_a_scheduler_that_is_not_there(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address at which nobody listens is told with the next step, before Dask's client tries it for ten seconds."""
+    monkeypatch.setattr("distributed.Client", None)
+    with pytest.raises(AccessError, match="dask scheduler") as raised, cluster(address):
+        pass
+    assert raised.value.where == address
+
+
 @pytest.mark.filterwarnings("default")
-def test_a_scheduler_that_is_not_there() -> None:
-    """An address without a scheduler is told with the next step."""
-    with pytest.raises(AccessError, match="dask scheduler"), cluster("tcp://127.0.0.1:1"):
+def test_an_address_that_is_none() -> None:
+    """It is told likewise."""
+    with pytest.raises(AccessError, match="dask scheduler"), cluster("tcp://127.0.0.1:no"):
         pass

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline import chat
+from pipeline.runtime import open_runtime
+from pipeline.serve import BackgroundServer
+from pipeline.store import Store
 
 pytestmark = pytest.mark.native
 
@@ -64,6 +67,33 @@ def test_system_and_context_come_from_the_layers(
         ([{"role": "system", "content": _SYSTEM}, question], 256),
         ([{"role": "system", "content": "Answer briefly."}, question], 128),
     ]
+
+
+@pytest.mark.ollama
+def test_a_conversation_begins_as_in_ollama(cli: Any, ollama: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    """With MESSAGEs, with and without a system prompt of one's own, llama.cpp is sent what Ollama would send it."""
+    said = ("--system", _SYSTEM, "--message", "user", "Are you there?", "--message", "assistant", "Yes.")
+    cli("publish", "demo", *said, "--proof", "none", GGUF_PIPELINE_STORE=str(tmp_path))
+    monkeypatch.setenv("GGUF_PIPELINE_STORE", str(tmp_path))
+    question = [{"role": "user", "content": "What is GGUF?"}]
+    with BackgroundServer(Store(tmp_path)) as server:
+        name = f"http://{server.address}/library/demo:Q4_K_M"
+        ollama.cli("pull", "--insecure", name)
+        target = chat.find_target("demo")
+        with open_runtime(target.gguf, n_ctx=512) as session:
+            for own in (None, "Answer briefly."):
+                theirs = ollama.post(
+                    "/api/chat",
+                    model=name,
+                    messages=([{"role": "system", "content": own}] if own else []) + question,
+                    truncate=False,
+                    stream=False,
+                    _debug_render_only=True,
+                )
+                ours = session.apply_template(target.beginning(own) + question)
+                assert theirs["_debug_info"]["rendered_template"] == ours
+                assert "Are you there?" in ours
+                assert (_SYSTEM in ours) == (own is None)
 
 
 def test_the_options_reach_the_conversation(cli: Any, published: Any) -> None:

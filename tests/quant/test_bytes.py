@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from pipeline import quant
-from pipeline.errors import ToolError, UsageError
 from pipeline.quant import BlockType, _search
 from pipeline.quant._native import NativeType
 from pipeline.quant.fast import kernels
@@ -22,8 +20,7 @@ pytestmark = pytest.mark.native
 
 F32 = NDArray[np.float32]
 EVERY = list(quant.types().values())
-NATIVE = [kind for kind in EVERY if isinstance(kind, NativeType)]
-ALL = [kind for kind in EVERY if kind not in NATIVE]
+ALL = [kind for kind in EVERY if not isinstance(kind, NativeType)]  # the others: test_native.py
 WITH_BLOCKS = [kind for kind in ALL if kind.block_size > 1]
 WEIGHTED = [kind for kind in ALL if kind.is_weighted]
 UNWEIGHTED = [kind for kind in ALL if not kind.is_weighted]
@@ -241,45 +238,6 @@ def test_other_types_ignore_the_importance(quantize: Quantizer, kind: BlockType,
     importance = importances(512)["unequal"]
     assert quantize(kind, x, importance).tobytes() == libggml.quantize(kind.id, x).tobytes()
     assert libggml.quantize(kind.id, x, importance).tobytes() == libggml.quantize(kind.id, x).tobytes()
-
-
-QUICK = [kind for kind in NATIVE if kind.name in ("IQ2_XXS", "IQ3_XXS", "IQ3_S")]  # others' grids take up to 20 s
-
-
-@pytest.mark.parametrize("kind", QUICK, ids=str)
-def test_native_types_are_encoded_by_the_library(kind: NativeType, libggml: Any) -> None:
-    """Rows, also unaligned ones, reach the library and come back as its bytes and values."""
-    x = np.random.default_rng(9).standard_t(4, (5, 768)).astype(np.float32)
-    raw = np.zeros(x.nbytes + 1, np.uint8)
-    raw[1:] = x.view(np.uint8).reshape(-1)
-    importance = importances(768)["unequal"]
-    data = quantize(kind, raw[1:].view(np.float32).reshape(x.shape), importance)
-    assert data.tobytes() == libggml.quantize(kind.id, x, importance).tobytes()
-    out = np.empty((5, 768), np.float32)
-    kind.dequantize_rows(data, out)
-    assert np.array_equal(out, libggml.dequantize(kind.id, data))
-    assert np.abs(out - x).mean() < np.abs(x).mean()
-    assert quantize(kind, np.empty((0, 768), np.float32), importance).size == 0
-
-
-@pytest.mark.parametrize("kind", NATIVE, ids=str)
-def test_native_types_without_importance(kind: NativeType, libggml: Any) -> None:
-    """Where libggml would stop the process for want of an importance matrix, an error says so."""
-    x = np.random.default_rng(9).standard_normal((2, 256)).astype(np.float32)
-    assert kind.needs_importance == libggml.requires_importance(kind.id)
-    if kind.needs_importance:
-        with pytest.raises(UsageError, match="--imatrix"):
-            quantize(kind, x)
-    elif kind in QUICK:
-        assert quantize(kind, x).tobytes() == libggml.quantize(kind.id, x).tobytes()
-
-
-@pytest.mark.parametrize("kind", NATIVE, ids=str)
-def test_native_types_need_the_library(kind: NativeType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without a built llama.cpp the error says how to build it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(ToolError, match="make llama"):
-        quantize(kind, np.zeros((1, 256), np.float32), np.ones(256, np.float32))
 
 
 def wild_case(seed: int) -> tuple[F32, F32]:

@@ -162,6 +162,25 @@ def test_a_signed_request_of_a_known_key(access: Access, ollama_client: Ollama) 
     assert not access.allows(f"Bearer {token}", "me/new")
 
 
+@pytest.mark.parametrize(
+    ("actions", "writes"),
+    [("pull", False), ("pull,pull", False), ("push", True), ("push,pull", True), ("*", True), ("delete", False),
+     ("pushing", False)],
+)  # fmt: skip
+def test_a_token_does_what_it_was_asked_for(
+    actions: str, writes: bool, access: Access, ollama_client: Ollama, store: Store
+) -> None:
+    """One for pulling alone pushes nothing, whether a key or the registry's token asked for it."""
+    scope = f"repository:me/new:{actions}"
+    signed = ollama_client.ask(access, "one", scope=scope)
+    assert access.allows(f"Bearer {signed}", "me/new") is writes
+    with BackgroundServer(store, settings=Settings(token="t" * 20)) as server:
+        url = f"http://{server.address}"
+        asked = requests.get(f"{url}/token", params={"scope": scope}, auth=("x", "t" * 20), timeout=10).json()
+        headers = {"Authorization": f"Bearer {asked['token']}"}
+        assert requests.post(url + UPLOADS, headers=headers, timeout=10).status_code == (202 if writes else 401)
+
+
 def test_signed_requests_that_are_refused(access: Access, ollama_client: Ollama, tmp_path: Path) -> None:
     """An unknown key, a used nonce, an old request, another address or no repository gets nothing."""
     assert Ollama().ask(access, "one") is None

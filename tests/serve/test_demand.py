@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import select
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -198,3 +204,51 @@ def test_the_log_has_lines() -> None:
     with log.bar("writing") as progress:
         progress(1, 2)
     assert lines == ["hf/x:Q8_0: proving\n", "hf/x:Q8_0: note: said\n", "hf/x:Q8_0: writing ...\n"]
+
+
+def _below(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+@pytest.mark.native
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+@pytest.mark.parametrize("depth", [1, 2], ids=["the job", "what the job started"])
+def test_a_killed_server_leaves_no_process(
+    depth: int, files: dict[str, bytes], hub: Any, llama: Any, tmp_path: Path
+) -> None:
+    """SIGKILL to the server, while it makes a model, ends the job, and the programs that it runs, too."""
+    command = [sys.executable, "-m", "pipeline.cli", "serve", "--on-demand", "--allow", "Me/Demo-Model", "--port", "0"]
+    own = {"GGUF_PIPELINE_STORE": str(tmp_path / "registry"), "GGUF_PIPELINE_LLAMA": str(llama.bin_dir)}
+    held = hub.hold(WEIGHTS, 1000) if depth == 1 else None
+    with subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        address = re.search(r"127\.0\.0\.1:\d+|localhost:\d+", server.stderr.readline())
+        assert address
+        with ThreadPoolExecutor(2) as pool:
+            log = pool.submit(server.stderr.read)
+            pull = pool.submit(requests.get, f"http://{address[0]}{PATH}Q8_0", timeout=120)
+            level, started = [server.pid], []
+            try:
+                assert held is None or held.reached.wait(60)
+                for _ in range(depth):
+                    above, level = level, []
+                    while not level:
+                        assert not pull.done(), pull.result().text
+                        level = [child for pid in above for child in _below(pid)]
+                    started += [os.pidfd_open(pid) for pid in level]
+            finally:
+                server.kill()
+            with pytest.raises(requests.ConnectionError):
+                pull.result()
+            for process in started:
+                assert select.select([process], [], [], 60)[0]
+                os.close(process)
+            if held:
+                held.released.set()
+            log.result()
+    assert Store(tmp_path / "registry").list() == ()  # else the job came to its own end

@@ -28,8 +28,9 @@ __all__ = ["FastEngine", "Processor", "host", "kernels"]
 
 _INFINITE_HALF, _INFINITE_BF16 = 0x7C00, 0x7F80  # the bits of infinity
 
-# What LLVM takes, mostly pages of its own program: to bring compiled code into memory, and to compile.
-_LINK_BYTES, _COMPILE_BYTES = 14_000_000, 44_000_000
+# What LLVM takes, mostly pages of its own program: to bring compiled code into memory, to compile a kernel, and to
+# compile no more than what looks for NaN.
+_LINK_BYTES, _COMPILE_BYTES, _LOOK_BYTES = 14_000_000, 44_000_000, 30_000_000
 
 
 @cache
@@ -63,7 +64,7 @@ class FastEngine:
     def memory_bytes(self, kinds: Collection[str], threads: int, n_weights: int) -> int:  # noqa: ARG002
         """Estimate what LLVM takes when it begins to work, and the scratch memory of types that go NumPy's way."""
         known, others = set(kinds) & set(kernels()), set(kinds) - set(kernels()) - {"F32"}
-        llvm = max((_LINK_BYTES if self.is_compiled(name) else _COMPILE_BYTES for name in known), default=0)
+        llvm = max((_LINK_BYTES if self.is_compiled(name) else _COMPILE_BYTES for name in known), default=_LOOK_BYTES)
         return (0 if self._functions else llvm) + (threads * SCRATCH_BYTES if others else 0)
 
     def quantize_rows(self, kind: BlockType, x: F32, out: U8, importance: F32 | None = None) -> None:
@@ -95,8 +96,12 @@ class FastEngine:
 
         return decode
 
+    def reads_bf16(self, kind: BlockType) -> bool:
+        """Say whether `from_bf16` has something; any kernel can."""
+        return kind.name in kernels()
+
     def from_bf16(self, kind: BlockType) -> Encoder | None:
-        """Return what quantizes bfloat16 as `quantize_rows` does their values; any kernel can.
+        """Return what quantizes bfloat16 as `quantize_rows` does their values.
 
         It looks at the numbers and at the scales itself: one call takes less than three, after each of which Python's
         own memory has to come back into the cache.

@@ -152,16 +152,49 @@ def test_without_the_extra(version: str | None, monkeypatch: pytest.MonkeyPatch)
         _engines._is_installed.cache_clear()
 
 
-def test_llvm_that_cannot_be_loaded(tmp_path: Path) -> None:
-    """A broken LLVM is an error that names the way out, and no traceback."""
-    (tmp_path / "llvmlite.py").write_text("raise OSError('libllvmlite.so: wrong ELF class')")
-    code = "from pipeline.quant import get_engine; get_engine('fast', {})"
+BROKEN = ["raise OSError('libllvmlite.so: wrong ELF class')", "import nothing_of_this_name", "raise RuntimeError('x')"]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_llvm_that_cannot_be_loaded(broken: str, tmp_path: Path) -> None:
+    """For "fast" a broken LLVM is an error that names the way out; "auto" takes NumPy, and says why, once."""
+    (tmp_path / "llvmlite.py").write_text(broken)
+    code = (
+        "import contextlib\n"
+        "from pipeline.errors import ToolError\n"
+        "from pipeline.quant import describe_fast, fallback_note, get_engine\n"
+        "assert get_engine('auto', {'Q4_K': 1000}).name == 'numpy' and fallback_note() is None\n"
+        "assert get_engine('auto', {'Q4_K': 10**10}).name == 'numpy'\n"
+        "assert 'force-reinstall llvmlite' in fallback_note(), fallback_note()\n"
+        "assert describe_fast()[0] is False and 'cannot be loaded' in describe_fast()[1]\n"
+        "get_engine('fast', {})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, check=False
     )
     assert "ToolError: llvmlite: LLVM is installed but cannot be loaded" in done.stderr
-    assert "wrong ELF class" in done.stderr
+    assert broken.split("'")[1 if "'" in broken else 0].removeprefix("import ") in done.stderr
     assert "--engine numpy" in done.stderr
+
+
+def test_a_broken_llvm_costs_time_only(demo: Path, tmp_path: Path) -> None:
+    """With the engine left to choose, NumPy does a large job; one note says the cause and the way to mend it."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "llvmlite.py").write_text(BROKEN[0])
+    command = [sys.executable, "-c", "from pipeline.quant import _engines; _engines._LOAD_SECONDS = 0.0\n"
+               "from pipeline.cli import main; main()"]  # fmt: skip
+    options = ["convert", str(demo), "--dtype", "f16", "-o", str(tmp_path / "x.gguf")]
+    quantize = ["quantize", str(tmp_path / "x.gguf"), "-o", str(tmp_path / "y.gguf"), "--quant", "Q4_K_M"]
+    env = {"PYTHONPATH": str(tmp_path / "broken"), "HOME": str(tmp_path)}
+    said = [
+        subprocess.run([*command, *arguments], capture_output=True, text=True, env=env, check=False)
+        for arguments in (options, quantize, [*quantize, "--engine", "fast"])
+    ]
+    assert [one.returncode for one in said] == [0, 0, 1], said
+    (note,) = [line for line in said[1].stderr.splitlines() if "wrong ELF class" in line]
+    assert note.startswith("note: NumPy quantizes, with the same bytes")
+    assert "pip install --force-reinstall llvmlite" in note
+    assert "wrong ELF class" in said[2].stderr
 
 
 def test_an_unknown_engine_is_refused() -> None:
