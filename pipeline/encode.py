@@ -196,13 +196,12 @@ def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) 
         first, kinds = task.tensors[0], {tensor.type for tensor in task.tensors}
         dtype = first.view.dtype if first.view else first.type
         n = min(task.step, task.stop) * first.n_cols
-        has_floats = any(
-            first.importance is not None or not _is_direct(dtype, kind, chosen) for kind in kinds - {dtype}
-        )
+        changed = kinds - {dtype}
+        has_floats = any(first.importance is not None or not _is_direct(dtype, kind, chosen) for kind in changed)
         # As it is read, its bits when they are checked for NaN, its values.
         own = max(own, 3 * tensor_bytes(dtype, (n,)) + has_floats * 4 * n)
         made = max(made, task.stop * sum(tensor_bytes(kind, (first.n_cols,)) for kind in kinds))
-        wanted |= kinds - {dtype}
+        wanted |= changed
     n_weights = _to_quantize([plan.tensors for plan in plans])
     return (threads + _AHEAD) * made + threads * own + chosen.memory_bytes(wanted, threads, n_weights)
 

@@ -255,7 +255,7 @@ def describe_fast() -> tuple[bool, str]:
 def _is_installed() -> bool:
     """Look for LLVM without loading it; an older one, which another program may have brought, is none.
 
-    What is there and cannot even say its version counts as installed: `_package` tells what is wrong with it.
+    What cannot even say its version counts as installed, whatever it raises: `_package` tells what is wrong with it.
     """
     try:
         from llvmlite import __version__ as version
