@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
@@ -112,6 +113,8 @@ def _stop(number: int) -> NoReturn:
 def main() -> None:
     """Get a Hugging Face model into Ollama: checkpoint -> GGUF -> quantized -> Modelfile -> registry."""
     gc.set_threshold(_GARBAGE)
+    atexit.register(gc.freeze)  # the last look for garbage, at the end of everything, would free what ends anyway
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start threads that nothing here uses
 
 
 for command in (
