@@ -113,7 +113,6 @@ def _stop(number: int) -> NoReturn:
 def main() -> None:
     """Get a Hugging Face model into Ollama: checkpoint -> GGUF -> quantized -> Modelfile -> registry."""
     gc.set_threshold(_GARBAGE)
-    atexit.register(gc.freeze)  # the last look for garbage, at the end of everything, would free what ends anyway
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start threads that nothing here uses
 
 
@@ -138,5 +137,23 @@ for command in (
 ):
     main.add_command(command)
 
+
+def run() -> NoReturn:
+    """Be the program: `main`, and an end that does not take the interpreter apart, which would take 0.1 s."""
+    try:
+        main()
+    except SystemExit as end:
+        others = any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+        if others or not isinstance(end.code, int):
+            raise
+        with contextlib.suppress(OSError):
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        raise
+    sys.exit()
+
+
 if __name__ == "__main__":
-    main()
+    run()

@@ -10,6 +10,7 @@ last change of the inode is among them, which no program can set back.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -248,7 +249,7 @@ def _signature(path: Path) -> tuple[int, ...] | None:
 
 
 def _sha256(path: Path, stop: threading.Event | None) -> str:
-    if path.stat().st_size >= _LARGE and (found := _sha256_apart(path, stop)):
+    if path.stat().st_size >= _LARGE and ((found := _sha256_apart(path, stop)) or (stop and stop.is_set())):
         return found
     sha256, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:
@@ -259,7 +260,7 @@ def _sha256(path: Path, stop: threading.Event | None) -> str:
 
 def _sha256_apart(path: Path, stop: threading.Event | None) -> str:
     """Let another process hash a file; "" if it did not, whatever the reason: who reads the file meets it, too."""
-    command = [sys.executable, "-I", "-S", str(_HASHER), str(path)]
+    command = [sys.executable, "-I", "-S", str(_HASHER), str(path), str(os.getpid())]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as child:

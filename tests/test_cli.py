@@ -431,3 +431,13 @@ def test_wrong_target_and_name_are_found_before_any_work(run: Run) -> None:
     """A model that does not exist is not even looked for when the target or the name is wrong."""
     assert "no such publish target" in run("publish", "org/never", "--to", "moon").stderr
     assert run("publish", "org/never", "--name", "!!!").exit_code == 2
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["models", "--json"], 0), (["models", "--nothing"], 2)])
+def test_the_program_ends_with_all_said(arguments: list[str], status: int) -> None:
+    """The quick end of the process loses neither what was printed nor the exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status
+    assert json.loads(done.stdout) if status == 0 else "--nothing" in done.stderr

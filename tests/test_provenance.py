@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import select
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
+from pipeline import provenance
 from pipeline.errors import InputError
 from pipeline.provenance import SourceFile, SourceHashes, _begun, files_of, hashing_ahead
 
@@ -102,3 +106,61 @@ def test_the_first_of_several_files_is_hashed_ahead(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with hashing_ahead(str(tmp_path)):
         assert [path.name for path in _begun] == ["model.safetensors"]
+
+
+def test_a_large_file_is_hashed_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its digest is the content's, whatever its name is; where there is no such process, this one does it."""
+    path = tmp_path / "-x\udce9 .safetensors"
+    path.write_bytes(os.urandom(300_000))
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert provenance._sha256_apart(path, None) == expected
+    monkeypatch.setattr(provenance, "_LARGE", 0)
+    assert provenance.describe(tmp_path, path).sha256 == expected
+    monkeypatch.setattr(provenance, "_HASHER", tmp_path / "missing.py")
+    assert provenance._sha256_apart(path, None) == ""
+    assert provenance.describe(tmp_path, path).sha256 == expected
+
+
+def test_the_process_that_hashes_ends_when_nobody_wants_to_know(tmp_path: Path) -> None:
+    """Leaving the context stops it, in the midst of a file of a terabyte."""
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with SourceHashes(tmp_path, [path]) as hashes:
+        children: list[str] = []
+        while not children:
+            children = [
+                pid
+                for thread in Path("/proc/self/task").iterdir()
+                for pid in (thread / "children").read_text().split()
+                if b"_hasher.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ]
+        watched = os.pidfd_open(int(children[0]))
+    assert select.select([watched], [], [], 60)[0]
+    os.close(watched)
+    hashes._thread.join(60)
+    assert not hashes._thread.is_alive()
+
+
+def test_the_process_that_hashes_ends_with_its_parent(tmp_path: Path) -> None:
+    """Where a parent was killed nothing goes on."""
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    stop = threading.Event()
+    reader, writer = os.pipe()
+    if (parent := os.fork()) == 0:  # stands for the program: it starts the process, says which, and is killed
+        child = os.posix_spawn(
+            provenance.sys.executable,
+            [provenance.sys.executable, "-I", "-S", str(provenance._HASHER), str(path), str(os.getpid())],
+            os.environ,
+        )
+        os.write(writer, b"%d\n" % child)
+        stop.wait()
+    with os.fdopen(reader) as said:
+        watched = os.pidfd_open(int(said.readline()))
+    os.kill(parent, 9)
+    os.waitpid(parent, 0)
+    os.close(writer)
+    assert select.select([watched], [], [], 60)[0]
+    os.close(watched)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from gguf.constants import LlamaFileType
+from pipeline.gguf._constants import LlamaFileType
 
 _GUESSED = 1024  # "not specified in the model file"
 

@@ -11,9 +11,8 @@ from math import prod
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from pipeline.errors import FormatError
+from pipeline.gguf._constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 
 class TensorType(NamedTuple):
