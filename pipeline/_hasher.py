@@ -1,4 +1,4 @@
-"""Prints the SHA-256 of a file: `python -I -S _hasher.py PATH PARENT`; a process of its own, which nobody's lock holds up."""
+"""Prints the SHA-256 of a file: `python -I -S _hasher.py PATH PARENT`, a process that nobody's lock holds up."""
 
 import hashlib
 import os
