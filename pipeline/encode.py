@@ -183,8 +183,9 @@ def _work(files: Sequence[Sequence[PlannedTensor]]) -> Counter[str]:
 
 
 def _to_quantize(files: Sequence[Sequence[PlannedTensor]]) -> int:
-    """Count the weights that become blocks, for each type anew: what is merely converted needs no processes."""
-    return sum(n for kind, n in _work(files).items() if quant.get(kind).block_size > 1)
+    """Count the weights that become blocks of our own making, for each type anew: the others need no processes."""
+    work = [(quant.get(kind), n) for kind, n in _work(files).items()]
+    return sum(n for kind, n in work if kind.block_size > 1 and not isinstance(kind, quant.NativeType))
 
 
 def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) -> int:
