@@ -120,14 +120,15 @@ def encode(
     done = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(GgufWriter(out.path, out.plan)) for out in outputs]
-        chosen = choose_engine(engine, [out.plan.tensors for out in outputs])
-        chosen = stack.enter_context(chosen.in_parallel(workers, _to_quantize([out.plan.tensors for out in outputs])))
+        files = [out.plan.tensors for out in outputs]
+        chosen = choose_engine(engine, files)
+        chosen = stack.enter_context(chosen.in_parallel(workers, _to_quantize(files)))
         if meter:
             meter.engine = chosen
         pool = stack.enter_context(ThreadPoolExecutor(workers, "encode"))
         if on_error is not None:
             stack.push(lambda kind, _error, _trace: on_error() if kind else None)
-        tasks = _tasks(zip(*(out.plan.tensors for out in outputs), strict=True), chosen)
+        tasks = _tasks(zip(*files, strict=True), chosen)
         for task, encoded in _in_order(pool, workers, tasks, reader, chosen, meter):
             for output, (writer, tensor, part) in enumerate(zip(writers, task.tensors, encoded.parts, strict=True)):
                 if task.first == 0:
@@ -169,31 +170,35 @@ def choose_engine(name: str, files: Sequence[Sequence[PlannedTensor]]) -> quant.
         UsageError: if there is no such engine.
         ToolError: if it is not installed.
     """
-    return quant.get_engine(name, _work(files))
-
-
-def _work(files: Sequence[Sequence[PlannedTensor]]) -> Counter[str]:
-    """Count the weights that become each type, by its name."""
     work = Counter[str]()
+    for (_, kind), n in work_of(files).items():
+        work[kind] += n
+    return quant.get_engine(name, work)
+
+
+def work_of(files: Sequence[Sequence[PlannedTensor]]) -> Counter[tuple[str, str]]:
+    """Count the weights that are encoded from one type into another; a type that several files want counts once."""
+    work = Counter[tuple[str, str]]()
     for tensors in zip(*files, strict=True):
         dtype = tensors[0].view.dtype if tensors[0].view else tensors[0].type
         for kind in {tensor.type for tensor in tensors} - {dtype}:
-            work[kind] += tensors[0].n_rows * tensors[0].n_cols
+            work[dtype, kind] += tensors[0].n_rows * tensors[0].n_cols
     return work
 
 
 def _to_quantize(files: Sequence[Sequence[PlannedTensor]]) -> int:
     """Count the weights that become blocks of our own making, for each type anew: the others need no processes."""
-    work = [(quant.get(kind), n) for kind, n in _work(files).items()]
+    work = [(quant.get(kind), n) for (_, kind), n in work_of(files).items()]
     return sum(n for kind, n in work if kind.block_size > 1 and not isinstance(kind, quant.NativeType))
 
 
 def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) -> int:
     """Estimate the most memory that `encode` takes: tiles in flight, and what each worker uses beside them."""
-    chosen = choose_engine(engine, [plan.tensors for plan in plans])
+    files = [plan.tensors for plan in plans]
+    chosen = choose_engine(engine, files)
     own = made = 0
     wanted: set[str] = set()
-    for task in _tasks(zip(*(plan.tensors for plan in plans), strict=True), chosen, only_first=True):
+    for task in _tasks(zip(*files, strict=True), chosen, only_first=True):
         first, kinds = task.tensors[0], {tensor.type for tensor in task.tensors}
         dtype = first.view.dtype if first.view else first.type
         n = min(task.step, task.stop) * first.n_cols
@@ -203,8 +208,7 @@ def memory_bytes(plans: Sequence[Plan], threads: int, engine: str = quant.AUTO) 
         own = max(own, 3 * tensor_bytes(dtype, (n,)) + has_floats * 4 * n)
         made = max(made, task.stop * sum(tensor_bytes(kind, (first.n_cols,)) for kind in kinds))
         wanted |= changed
-    n_weights = _to_quantize([plan.tensors for plan in plans])
-    return (threads + _AHEAD) * made + threads * own + chosen.memory_bytes(wanted, threads, n_weights)
+    return (threads + _AHEAD) * made + threads * own + chosen.memory_bytes(wanted, threads, _to_quantize(files))
 
 
 def _is_direct(dtype: str, kind: str, engine: quant.Engine) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline import machine, quant
 from pipeline.blueprint import PRECISIONS
 from pipeline.checkpoint.reader import decode_rows
-from pipeline.encode import choose_engine, memory_bytes
+from pipeline.encode import choose_engine, memory_bytes, work_of
 from pipeline.gguf import tensor_bytes
 from pipeline.types import Plan
 
@@ -43,8 +43,9 @@ def seconds_to_write(plans: Sequence[Plan], threads: int = 0, engine: str = quan
     """
     cores = threads or machine.usable_cores()
     plans = _encoded(plans)
-    chosen = choose_engine(engine, [plan.tensors for plan in plans])
-    encoding = sum(_encoding(dtype, kind, chosen.name) * n for (dtype, kind), n in _work(plans).items())
+    files = [plan.tensors for plan in plans]
+    chosen = choose_engine(engine, files)
+    encoding = sum(_encoding(dtype, kind, chosen.name) * n for (dtype, kind), n in work_of(files).items())
     sources = Counter[str]()
     for tensor in plans[0].tensors:
         if tensor.view:
@@ -63,17 +64,6 @@ def bytes_to_write(plans: Sequence[Plan], threads: int = 0, engine: str = quant.
 def _encoded(plans: Sequence[Plan]) -> Sequence[Plan]:
     """Return the plans that are not mere copies, or one if all are."""
     return [plan for plan in plans if not plan.verbatim] or plans[:1]
-
-
-def _work(plans: Sequence[Plan]) -> Counter[tuple[str, str]]:
-    """Count the weights that are encoded from one type into another; a type that several plans want counts once."""
-    work = Counter[tuple[str, str]]()
-    for tensors in zip(*(plan.tensors for plan in plans), strict=True):
-        view = tensors[0].view
-        for kind in {tensor.type for tensor in tensors}:
-            if view is not None and kind != view.dtype:
-                work[view.dtype, kind] += tensors[0].n_rows * tensors[0].n_cols
-    return work
 
 
 @cache

@@ -236,10 +236,7 @@ def _search_affine(
     # The steps start from the minimum of the best one before them, so that one's own must be remembered for its L.
     minimum, start = low.copy(), low.copy()
     least, most = low.copy(), low.copy()
-    L *= best_scale
-    L += minimum
-    L -= x
-    best_error = total_error(L, w)
+    best_error = total_error(_differences(x, L, best_scale, minimum), w)
 
     for numerator in plan.numerators():
         np.divide(numerator, np.subtract(high, minimum, out=span), out=inverse)
@@ -254,10 +251,7 @@ def _search_affine(
             offset[at] = 0
             scale[at] = sum_xl[at] / sum_l2[at]
 
-        L *= scale
-        L += offset
-        L -= x
-        error = total_error(L, w)
+        error = total_error(_differences(x, L, scale, offset), w)
         at = ((error < best_error) & (determinant > zero)).nonzero()[0]
         best_error[at], best_scale[at], best_inverse[at] = error[at], scale[at], inverse[at]
         start[at], minimum[at] = minimum[at], offset[at]
@@ -265,6 +259,14 @@ def _search_affine(
         np.maximum(most, minimum, out=most)
     found = Affine(best_scale, minimum, best_inverse, start)
     return found, np.flatnonzero(_is_wild(bounds, least, most) & ~is_flat)
+
+
+def _differences(x: F32, L: F32, scale: Array, offset: Array) -> F32:
+    """Turn *L* into `scale*L + offset - x`, in place."""
+    L *= scale
+    L += offset
+    L -= x
+    return L
 
 
 def _squared_error(difference: F32, w: F32) -> Array:
