@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from pipeline import data
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:  # at run time it would load NumPy, which takes longer than to begin to hash
@@ -154,7 +155,7 @@ def hashing_ahead(model: str) -> Iterator[None]:
 def _first_weights(model: str) -> Path | None:
     """Find the file that is hashed first, if *model* is a folder; a name of anything else is no error here."""
     with suppress(OSError, ValueError, RuntimeError):
-        folder = Path(model).expanduser().resolve()
+        folder = data.user_path(model).resolve()
         if (folder / "config.json").is_file():
             single = folder / "model.safetensors"
             return single if single.is_file() else min(folder.glob("model-*.safetensors"), default=None)
