@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -32,26 +32,14 @@ _SMALL = 1 << 16
 
 @dataclass(frozen=True)
 class Sums:
-    """What one pass over rows adds up: x are the source's values, y those that the encoded bytes stand for."""
+    """What passes over rows add up: x are the source's values, y those that the encoded bytes stand for."""
 
     n_rows: int = 0
     n: int = 0
-    xx: float = 0.0
-    yy: float = 0.0
-    xy: float = 0.0
-    square: float = 0.0  # of x - y
-    largest: float = 0.0  # of |x - y|
+    pairs: quant.Compared = field(default_factory=quant.Compared)
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            self.n_rows + other.n_rows,
-            self.n + other.n,
-            self.xx + other.xx,
-            self.yy + other.yy,
-            self.xy + other.xy,
-            self.square + other.square,
-            max(self.largest, other.largest),
-        )
+        return Sums(self.n_rows + other.n_rows, self.n + other.n, self.pairs.joined(other.pairs))
 
 
 Decode = Callable[[np.ndarray, np.ndarray], None]
@@ -152,19 +140,19 @@ def measure_rows(
         x = values[start : start + step]
         y = _buffers.get("y", x.shape, np.float32)
         decode(encoded[start : start + step], y)
-        sums += Sums(len(x), x.size, *engine.compare(x.reshape(-1), y.reshape(-1)))
+        sums += Sums(len(x), x.size, engine.compare(x.reshape(-1), y.reshape(-1)))
     return sums
 
 
 def error_of(sums: Sums) -> TensorError:
     """Turn *sums* into figures of seven digits."""
-    n = max(sums.n, 1)
+    n, pairs = max(sums.n, 1), sums.pairs
     return TensorError(
         sums.n_rows,
-        _rounded(math.sqrt(sums.square / n)),
-        _rounded(sums.largest),
-        _ratio(math.sqrt(sums.square), math.sqrt(sums.xx), 0.0),
-        _ratio(sums.xy, math.sqrt(sums.xx) * math.sqrt(sums.yy), 1.0 if sums.xx == sums.yy == 0 else None),
+        _rounded(math.sqrt(pairs.square / n)),
+        _rounded(pairs.largest),
+        _ratio(math.sqrt(pairs.square), math.sqrt(pairs.xx), 0.0),
+        _ratio(pairs.xy, math.sqrt(pairs.xx) * math.sqrt(pairs.yy), 1.0 if pairs.xx == pairs.yy == 0 else None),
     )
 
 

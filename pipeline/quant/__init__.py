@@ -20,7 +20,16 @@ from pipeline.quant._assign import (
     tensor_order_key,
 )
 from pipeline.quant._base import SCRATCH_BYTES, BlockType
-from pipeline.quant._engines import AUTO, Engine, NumpyEngine, check_engine, describe_fast, fallback_note, get_engine
+from pipeline.quant._engines import (
+    AUTO,
+    Compared,
+    Engine,
+    NumpyEngine,
+    check_engine,
+    describe_fast,
+    fallback_note,
+    get_engine,
+)
 from pipeline.quant._native import NativeType
 from pipeline.quant._recipes import ALIASES, ModelFacts, Recipe, recipes
 
@@ -29,6 +38,7 @@ __all__ = [
     "AUTO",
     "SCRATCH_BYTES",
     "BlockType",
+    "Compared",
     "Engine",
     "ModelFacts",
     "NativeType",

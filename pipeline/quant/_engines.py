@@ -45,11 +45,11 @@ _MOST_NS: Final = 100
 class Compared(NamedTuple):
     """Sums over pairs of numbers x and y, in float64, and the largest difference."""
 
-    xx: float
-    yy: float
-    xy: float
-    square: float  # of x - y
-    largest: float  # of |x - y|
+    xx: float = 0.0
+    yy: float = 0.0
+    xy: float = 0.0
+    square: float = 0.0  # of x - y
+    largest: float = 0.0  # of |x - y|
 
     def joined(self, other: Compared) -> Compared:
         """Return what both come to together."""
@@ -156,7 +156,7 @@ class NumpyEngine:
 
         A dot product would be a BLAS's, which adds in an order of its own, by machine and threads.
         """
-        found = Compared(0.0, 0.0, 0.0, 0.0, 0.0)
+        found = Compared()
         for start in range(0, x.size, _PIECE):
             found = found.joined(_compare(x[start : start + _PIECE], y[start : start + _PIECE]))
         return found
